@@ -1,0 +1,431 @@
+#include "bind/plan.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <string_view>
+
+#include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+#include "core/slices.hpp"
+#include "cpu/float_environment.hpp"
+#include "cpu/run.hpp"
+#include "cpu/targets.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fusedstep {
+namespace {
+
+constexpr std::size_t cache_line = 64;
+
+// Steps that take longer than this release the GIL. Shorter ones keep it: with a busy Python thread
+// beside, taking it back costs the switch interval, 5 ms.
+constexpr double long_step_seconds = 200e-6;
+
+// The first guess at a step's speed; every step that is measured corrects it.
+constexpr double first_seconds_per_cost = 0.5e-9;
+
+int rule_number(std::string_view name) {
+  const Target& target = current_target();
+  for (int i = 0; i < target.rule_count; ++i) {
+    if (target.rules[i].name == name) return i;
+  }
+  refuse_value("there is no rule named '" + std::string(name) + "'");
+}
+
+const Rule& rule_of(int number) { return current_target().rules[number]; }
+
+// A list or tuple's items, held for the call; another iterable is exhausted.
+py::tuple items_of(const py::object& list, const std::string& what) {
+  if (py::isinstance<py::array>(list)) {
+    refuse_type(what + " is one numpy.ndarray, but must be a list of them; pass [x]");
+  }
+  PyObject* items = PySequence_Tuple(list.ptr());
+  if (items == nullptr) {
+    PyErr_Clear();
+    refuse_type(what + " is of type " + std::string(py::str(py::type::handle_of(list).attr("__name__"))) +
+                ", but must be a list of arrays");
+  }
+  return py::reinterpret_steal<py::tuple>(items);
+}
+
+std::uintptr_t address(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
+
+}  // namespace
+
+Arena::Arena(std::size_t bytes) : size_(bytes) {
+  constexpr std::size_t huge_page = std::size_t{2} << 20;
+  const std::size_t alignment = bytes >= 2 * huge_page ? huge_page : cache_line;
+  size_ = (bytes + alignment - 1) / alignment * alignment;
+  data_ = size_ == 0 ? nullptr : static_cast<std::byte*>(std::aligned_alloc(alignment, size_));
+  if (size_ != 0 && data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == huge_page) madvise(data_, size_, MADV_HUGEPAGE);  // only advice: NumPy gives it too
+#endif
+  if (size_ != 0) std::memset(data_, 0, size_);
+}
+
+Arena::~Arena() { std::free(data_); }
+
+// One step at a time over the same variables.
+class Plan::Exclusive {
+ public:
+  explicit Exclusive(Plan& plan) : plan_(plan) {
+    if (plan.stepping_.exchange(true)) {
+      refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of a step of another thread; " +
+                 "take turns with a lock, or give each thread an optimizer of its own");
+    }
+  }
+  ~Exclusive() { plan_.stepping_ = false; }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+ private:
+  Plan& plan_;
+};
+
+// What lives as long as one call.
+struct Plan::Call {
+  std::vector<py::object> copies;  // gradients read through a copy
+  std::size_t given = 0;           // gradients that are not None
+};
+
+Plan::Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
+           const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others)
+    : optimizer_(std::move(optimizer)),
+      rule_(rule_number(rule)),
+      names_(std::move(names)),
+      seconds_per_cost_(first_seconds_per_cost) {
+  const std::size_t count = variables.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const py::object object = variables[i];
+    const std::string what = optimizer_ + ".build: " + label("variables", i, i);
+    ArrayView view;
+    if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
+    if (!view.contiguous()) {
+      refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
+                   text_of(view.ndim, view.strides) +
+                   "); it is updated in place, so pass numpy.ascontiguousarray(w) once, before training");
+    }
+    if (!view.aligned()) {
+      refuse_value(what + " is not aligned to its dtype (address " + std::to_string(address(view.data)) +
+                   "); it is updated in place, so pass numpy.array(w) once, before training");
+    }
+    if (!view.writeable()) {
+      refuse_value(what + " is read-only, but it is updated in place; pass numpy.array(w) once, before training");
+    }
+    built_.push_back({object, {view.shape, view.shape + view.ndim}});
+    arrays_.push_back({view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype)});
+    index_by_object_.emplace(object.ptr(), i);
+    if (view.size() > 0) index_by_memory_.emplace(view.data, i);
+  }
+  lay_out_slots(initial);
+  collect_written();
+  check_written(others);
+  gradients_.resize(count);
+  cost_before_.resize(count + 1);
+  gap_.resize(count);
+}
+
+std::string Plan::label(const char* list, std::size_t position, std::size_t index) const {
+  return std::string(list) + "[" + (names_.empty() ? std::to_string(position) : "'" + names_[index] + "'") + "]";
+}
+
+// Every kind of slot has the same layout, so one offset serves all. Where the compute type is the
+// variable's, a slot starts at the variable's address modulo a cache line: both reach aligned
+// vectors together.
+void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial) {
+  std::size_t end = 0;
+  for (Array& array : arrays_) {
+    const bool same_type = bytes_of(array.dtype) == bytes_of(array.compute);
+    const std::size_t phase = same_type ? address(array.variable) % cache_line : 0;
+    end += (phase - end) % cache_line;
+    array.slot_offset = end;
+    end += static_cast<std::size_t>(array.size * bytes_of(array.compute));
+  }
+  slot_stride_ = (end + cache_line - 1) / cache_line * cache_line;
+  const Rule& rule = rule_of(rule_);
+  arena_ = std::make_shared<Arena>(slot_stride_ * static_cast<std::size_t>(rule.slot_count));
+  for (int k = 0; k < rule.slot_count; ++k) {
+    const auto value = initial.find(rule.slots[k]);
+    if (value == initial.end()) continue;
+    for (const Array& array : arrays_) {
+      std::byte* const slot = arena_->data() + slot_stride_ * static_cast<std::size_t>(k) + array.slot_offset;
+      if (array.compute == compute_float64) {
+        std::fill_n(reinterpret_cast<double*>(slot), array.size, value->second);
+      } else {
+        std::fill_n(reinterpret_cast<float*>(slot), array.size, static_cast<float>(value->second));
+      }
+    }
+  }
+}
+
+void Plan::collect_written() {
+  for (std::size_t i = 0; i < arrays_.size(); ++i) {
+    const Array& array = arrays_[i];
+    if (array.size == 0) continue;
+    const std::uintptr_t begin = address(array.variable);
+    written_.push_back({begin, begin + static_cast<std::uintptr_t>(array.size * bytes_of(array.dtype)),
+                        static_cast<std::ptrdiff_t>(i)});
+  }
+  if (arena_->size() > 0) {
+    written_.push_back({address(arena_->data()), address(arena_->data()) + arena_->size(), slots_index});
+  }
+  std::ranges::sort(written_, {}, &Written::begin);
+}
+
+void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const {
+  const std::string who = optimizer_ + ".build: ";
+  for (std::size_t k = 1; k < written_.size(); ++k) {
+    if (written_[k].begin >= written_[k - 1].end) continue;
+    const auto [first, second] = std::minmax(written_[k - 1].index, written_[k].index);
+    const auto i = static_cast<std::size_t>(first), j = static_cast<std::size_t>(second);
+    refuse_value(who + label("variables", i, i) + " and " + label("variables", j, j) +
+                 " share memory; every variable must have its own");
+  }
+  for (std::size_t i = 0; i < built_.size(); ++i) {  // empty arrays have no memory to tell them apart
+    const std::size_t first = index_by_object_.at(built_[i].object.ptr());
+    if (first != i) {
+      refuse_value(who + label("variables", first, first) + " and " + label("variables", i, i) +
+                   " are the same array; every variable must come once");
+    }
+  }
+  for (const auto& other : others) {
+    for (const Written& here : written_) {
+      if (here.index == slots_index) continue;
+      const auto there = std::ranges::upper_bound(other->written_, here.begin, {}, &Written::end);
+      if (there == other->written_.end() || there->begin >= here.end) continue;
+      const auto i = static_cast<std::size_t>(here.index);
+      refuse_value(who + label("variables", i, i) +
+                   (there->index == slots_index ? " is a slot of an earlier build; variables must be arrays of your own"
+                                                : " shares memory with a variable of an earlier build; "
+                                                  "forget(variables) drops that build"));
+    }
+  }
+}
+
+void Plan::configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
+                     double weight_decay, double l2, bool maximize) {
+  const Exclusive exclusive(*this);
+  const int number = rule_number(rule);
+  if (slot_names() != [&] {
+        const Rule& next = rule_of(number);
+        return std::vector<std::string>(next.slots, next.slots + next.slot_count);
+      }()) {
+    refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
+                 rule_of(rule_).name + "'); make a new optimizer");
+  }
+  double values[max_hyperparameters] = {};
+  for (int k = 0; k < rule_of(number).hyperparameter_count; ++k) {
+    values[k] = hyperparameters.at(rule_of(number).hyperparameters[k]);
+  }
+  rule_ = number;
+  std::ranges::copy(values, hyperparameters_);
+  weight_decay_ = weight_decay;
+  stages_ = {{maximize, -1.0}, {l2 != 0, l2}, {weight_decay != 0, 0.0}};
+}
+
+std::size_t Plan::find(PyObject* variable) const {
+  const auto by_object = index_by_object_.find(variable);
+  if (by_object != index_by_object_.end()) return by_object->second;
+  ArrayView view;
+  if (!read_array(variable, view)) return count();
+  const auto by_memory = index_by_memory_.find(view.data);
+  if (by_memory == index_by_memory_.end()) return count();
+  const Array& array = arrays_[by_memory->second];
+  return array.dtype == view.dtype && array.size == view.size() ? by_memory->second : count();
+}
+
+bool Plan::owns(py::handle variable) const { return find(variable.ptr()) != count(); }
+
+std::size_t Plan::index_of(py::handle variable) const {
+  const std::size_t index = find(variable.ptr());
+  if (index == count()) throw py::key_error(optimizer_ + ": this array was never built");
+  return index;
+}
+
+void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
+  const std::string what = optimizer_ + ".apply: variables[" + std::to_string(position) + "]";
+  ArrayView view;
+  if (!read_array(variable.ptr(), view)) refuse_array(variable, what, "variable");
+  refuse_value(what + " (shape " + text_of(view.ndim, view.shape) + ", dtype " + name_of(view.dtype) +
+               ") was never built; `w = w - x` makes a new array, `w -= x` and `w[...] = x` keep the old one; " +
+               "build(variables) adds new ones");
+}
+
+void Plan::check_unchanged(std::size_t index, std::size_t position) const {
+  const Built& built = built_[index];
+  const int built_ndim = static_cast<int>(built.shape.size());
+  ArrayView view;
+  const bool is_array = read_array(built.object.ptr(), view);
+  if (is_array && view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype &&
+      view.has_shape(built_ndim, built.shape.data()) && view.contiguous() && view.aligned() && view.writeable()) {
+    return;
+  }
+  const std::string what = optimizer_ + ".apply: " + label("variables", position, index);
+  if (is_array && !view.has_shape(built_ndim, built.shape.data())) {
+    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " +
+                 text_of(built_ndim, built.shape.data()) + " when it was built; forget(variables) and build again");
+  }
+  if (is_array && view.data == arrays_[index].variable && !view.writeable()) {
+    refuse_value(what + " is read-only now, but it is updated in place; w.flags.writeable = True allows that");
+  }
+  refuse_value(what + " has other memory, dtype or layout than when it was built; forget(variables) and build again");
+}
+
+void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, std::size_t position) {
+  if (bytes == 0) return;
+  const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
+  const auto lies_before = [&](std::size_t gap) {
+    return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
+  };
+  if (lies_before(gap_[index])) return;
+  const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
+  gap_[index] = static_cast<std::size_t>(after - written_.begin());
+  if (lies_before(gap_[index])) return;
+  // Its very own variable is read before it is written, element by element.
+  if (after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin && after->end == end) return;
+  const std::string what = optimizer_ + ".apply: " + label("grads", position, index);
+  const auto other = static_cast<std::size_t>(after->index);
+  refuse_value(what + " shares memory with " +
+               (after->index == slots_index ? std::string("a slot")
+                                            : other == index ? std::string("a part of its own variable")
+                                                             : label("variables", other, other)) +
+               ", which this step writes; pass g.copy()");
+}
+
+void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call) {
+  const Built& built = built_[index];
+  const int ndim = static_cast<int>(built.shape.size());
+  ArrayView view;
+  py::object owner;
+  if (!read_array(gradient, view) && !(ndim == 0 && read_scalar(gradient, view, owner))) {
+    if (PyObject_HasAttrString(gradient, "__cuda_array_interface__")) {
+      refuse_value(optimizer_ + ".apply: " + label("variables", position, index) +
+                   " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
+    }
+    refuse_array(gradient, optimizer_ + ".apply: " + label("grads", position, index), "gradient");
+  }
+  if (!view.has_shape(ndim, built.shape.data())) {
+    refuse_value(optimizer_ + ".apply: " + label("grads", position, index) + " has shape " +
+                 text_of(view.ndim, view.shape) + ", its variable has " + text_of(ndim, built.shape.data()));
+  }
+  if (!view.contiguous() || !view.aligned()) {
+    owner = contiguous_copy(gradient, view);
+  } else {
+    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, position);
+  }
+  if (owner) call.copies.push_back(std::move(owner));
+  gradients_[index] = {view.data, view.dtype};
+  ++call.given;
+}
+
+std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
+  const Exclusive exclusive(*this);
+  const std::string who = optimizer_ + ".apply: ";
+  const py::tuple gradient_items = items_of(grads, who + "grads");
+  const py::tuple variable_items = variables.is_none() ? py::tuple() : items_of(variables, who + "variables");
+  const std::size_t given = gradient_items.size();
+  const std::size_t expected = variables.is_none() ? count() : variable_items.size();
+  if (given != expected) {
+    refuse_value(who + "grads has " + std::to_string(given) + " items, variables " + std::to_string(expected));
+  }
+  if (given == 0) return calls;
+  const double largest = computes_in_float32() ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+  if (!(std::abs(learning_rate) <= largest)) {
+    refuse_value(optimizer_ + ": learning_rate must be finite in " + (computes_in_float32() ? "float32" : "float64") +
+                 ", got " + std::string(py::str(py::float_(learning_rate))));
+  }
+
+  Call call;
+  std::ranges::fill(gradients_, Gradient{nullptr, DType::float32});
+  std::vector<bool> seen;  // filled where the order is not that of build
+  for (std::size_t position = 0; position < given; ++position) {
+    std::size_t index = position;
+    if (!variables.is_none()) {
+      PyObject* const variable = PyTuple_GET_ITEM(variable_items.ptr(), static_cast<Py_ssize_t>(position));
+      if (position >= count() || variable != built_[position].object.ptr()) {
+        index = find(variable);
+        if (index == count()) refuse_unknown(variable, position);
+        if (seen.empty()) {
+          seen.resize(count());
+          std::fill_n(seen.begin(), position, true);
+        }
+        ArrayView view;
+        read_array(variable, view);
+        const Built& built = built_[index];
+        if (!view.has_shape(static_cast<int>(built.shape.size()), built.shape.data())) {
+          refuse_value(who + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
+                       ", but the same memory was built with " +
+                       text_of(static_cast<int>(built.shape.size()), built.shape.data()));
+        }
+      }
+      if (!seen.empty()) {
+        if (seen[index]) refuse_value(who + label("variables", position, index) + " comes twice");
+        seen[index] = true;
+      }
+    }
+    check_unchanged(index, position);
+    PyObject* const gradient = PyTuple_GET_ITEM(gradient_items.ptr(), static_cast<Py_ssize_t>(position));
+    if (gradient != Py_None) take_gradient(gradient, index, position, call);
+  }
+  if (call.given == 0) {
+    refuse_value(who + "all " + std::to_string(given) + " gradients are None; at least one variable must have one");
+  }
+
+  // Nothing can be refused from here on.
+  for (std::size_t i = 0; i < count(); ++i) {
+    cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
+  }
+  Step step = {rule_,          hyperparameters_,  learning_rate,      static_cast<std::uint64_t>(updates + 1), stages_,
+               arrays_.data(), gradients_.data(), cost_before_.data(), count(),                                 {}};
+  step.stages.decay.coefficient = weight_decay_ * learning_rate;
+  for (int k = 0; k < rule_of(rule_).slot_count; ++k) {
+    step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
+  }
+  const auto cost = static_cast<double>(cost_before_[count()]);
+  const auto start = std::chrono::steady_clock::now();
+  if (cost * seconds_per_cost_ > long_step_seconds) {
+    const py::gil_scoped_release release;
+    run(step, current_target());
+  } else {
+    run(step, current_target());
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  seconds_per_cost_ = std::min(seconds.count() / cost, 2 * seconds_per_cost_);
+  ++calls;
+  ++updates;
+  return calls;
+}
+
+std::vector<std::string> Plan::slot_names() const {
+  const Rule& rule = rule_of(rule_);
+  return {rule.slots, rule.slots + rule.slot_count};
+}
+
+py::array Plan::slot(std::size_t index, const std::string& name) const {
+  const std::vector<std::string> all = slot_names();
+  const auto found = std::ranges::find(all, name);
+  if (found == all.end()) throw py::key_error(optimizer_ + ": no slot is named '" + name + "'");
+  const Array& array = arrays_.at(index);
+  std::byte* const data =
+      arena_->data() + slot_stride_ * static_cast<std::size_t>(found - all.begin()) + array.slot_offset;
+  const py::capsule owner(new std::shared_ptr<Arena>(arena_),
+                          [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
+  return py::array(py::dtype(name_of(array.compute)), built_[index].shape, data, owner);
+}
+
+bool Plan::computes_in_float32() const {
+  return std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
+}
+
+bool Plan::computes_in_float64() const {
+  return std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float64; });
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,110 @@
+// The plan of a build: its variables, their slots and counts, and the step over them.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bind/arrays.hpp"
+#include "core/step.hpp"
+
+namespace fusedstep {
+
+// Slots live in one piece of memory per plan. Arrays that Python sees share it.
+class Arena {
+ public:
+  explicit Arena(std::size_t bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::byte* data_;
+  std::size_t size_;
+};
+
+class Plan {
+ public:
+  // Raises, having changed nothing, where `variables` cannot be updated in place.
+  // `names` is empty or has one for each; `others` are the optimizer's plans so far.
+  Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
+       const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others);
+
+  // What steps compute from now on. A rule can only be replaced by one with the same slots.
+  void configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
+                 double weight_decay, double l2, bool maximize);
+
+  // One update of the variables that have a gradient; of all that were built if `variables` is None.
+  // Returns the number of calls so far.
+  std::int64_t step(const py::object& grads, const py::object& variables, double learning_rate);
+
+  bool owns(py::handle variable) const;
+  std::size_t index_of(py::handle variable) const;
+  std::size_t count() const { return arrays_.size(); }
+  py::object variable(std::size_t index) const { return built_.at(index).object; }
+  const std::vector<std::string>& names() const { return names_; }
+  std::vector<std::string> slot_names() const;
+  py::array slot(std::size_t index, const std::string& name) const;
+  bool computes_in_float32() const;
+  bool computes_in_float64() const;
+
+  std::int64_t calls = 0;
+  std::int64_t updates = 0;
+
+ private:
+  // A variable as it was when built; each step compares.
+  struct Built {
+    py::object object;
+    std::vector<py::ssize_t> shape;
+  };
+
+  // Memory that a step writes.
+  struct Written {
+    std::uintptr_t begin, end;
+    std::ptrdiff_t index;  // of the variable, or slots_index
+  };
+  static constexpr std::ptrdiff_t slots_index = -1;
+
+  class Exclusive;
+  struct Call;
+
+  std::string label(const char* list, std::size_t position, std::size_t index) const;
+  std::size_t find(PyObject* variable) const;  // count() where it was never built
+  void lay_out_slots(const std::unordered_map<std::string, double>& initial);
+  void collect_written();
+  void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
+  void check_unchanged(std::size_t index, std::size_t position) const;
+  [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
+  void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
+  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, std::size_t position);
+
+  std::string optimizer_;
+  int rule_;
+  double hyperparameters_[max_hyperparameters] = {};
+  double weight_decay_ = 0;
+  Stages stages_ = {};
+
+  std::vector<Built> built_;
+  std::vector<std::string> names_;
+  std::vector<Array> arrays_;
+  std::unordered_map<const PyObject*, std::size_t> index_by_object_;
+  std::unordered_map<const void*, std::size_t> index_by_memory_;
+  std::shared_ptr<Arena> arena_;
+  std::size_t slot_stride_ = 0;  // bytes from one kind of slot to the next
+  std::vector<Written> written_;  // in order of address
+
+  // Scratch of a step, kept to be allocated once.
+  std::vector<Gradient> gradients_;
+  std::vector<std::uint64_t> cost_before_;
+  std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry
+  std::atomic<bool> stepping_{false};
+  double seconds_per_cost_ = 0;
+};
+
+}  // namespace fusedstep

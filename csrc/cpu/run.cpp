@@ -1,0 +1,96 @@
+#include "cpu/run.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "core/dtypes.hpp"
+#include "core/slices.hpp"
+#include "cpu/float_environment.hpp"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace fusedstep {
+namespace {
+
+std::atomic<int> chosen_thread_count{0};
+
+// The threads of an OpenMP runtime do not exist in a forked child, and libgomp waits for them for
+// ever. A child therefore steps on its one thread.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+struct RuleInMemory {
+  alignas(64) std::byte bytes[max_rule_size];
+};
+
+// Elements from `begin` up to `end`, which may lie in different arrays.
+void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Place begin, Place end) {
+  for (std::size_t i = begin.array; i < step.count && i <= end.array; ++i) {
+    const Array& array = step.arrays[i];
+    const Gradient& gradient = step.gradients[i];
+    const std::int64_t first = i == begin.array ? begin.element : 0;
+    const std::int64_t last = i == end.array ? end.element : array.size;
+    if (gradient.data == nullptr || first >= last) continue;
+
+    void* slots[max_slots];
+    for (int k = 0; k < rule.slot_count; ++k) {
+      slots[k] = step.slots[k] + array.slot_offset + first * bytes_of(array.compute);
+    }
+    rule.compiled[array.compute].slice(made[array.compute].bytes, step.stages,
+                                       static_cast<std::byte*>(array.variable) + first * bytes_of(array.dtype),
+                                       array.dtype,
+                                       static_cast<const std::byte*>(gradient.data) + first * bytes_of(gradient.dtype),
+                                       gradient.dtype, slots, last - first);
+  }
+}
+
+}  // namespace
+
+void run(const Step& step, const Target& target) {
+  const Rule& rule = target.rules[step.rule];
+  RuleInMemory made[compute_types];
+  {
+    const DefaultFloatEnvironment environment;
+    for (int compute = 0; compute < compute_types; ++compute) {
+      rule.compiled[compute].coefficients(step.hyperparameters, step.learning_rate, step.t, made[compute].bytes);
+    }
+  }
+
+  const std::uint64_t worthwhile = step.cost_before[step.count] / cost_per_thread;
+  const int threads = static_cast<int>(std::clamp<std::uint64_t>(worthwhile, 1, thread_count()));
+  const auto run_share = [&](int thread, int of) {
+    const DefaultFloatEnvironment environment;
+    run_part(step, rule, made, part_begin(step, thread, of), part_begin(step, thread + 1, of));
+  };
+  if (threads == 1) return run_share(0, 1);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+  run_share(omp_get_thread_num(), omp_get_num_threads());
+#endif
+}
+
+int thread_count() {
+  if (forked) return 1;
+#if defined(_OPENMP)
+  const int chosen = chosen_thread_count;
+  return chosen > 0 ? chosen : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+void set_thread_count(int count) { chosen_thread_count = count; }
+
+bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace fusedstep

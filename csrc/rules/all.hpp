@@ -1,0 +1,17 @@
+// The list of all rules. A rule that stands here is compiled for every target and tested on each.
+#pragma once
+
+#include "rules/adagrad.hpp"
+#include "rules/adam.hpp"
+#include "rules/rmsprop.hpp"
+#include "rules/sgd.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+template <template <class> class... Rule>
+struct List {};
+
+using AllRules = List<Sgd, SgdMomentum, SgdNesterov, Adam, AdamAmsgrad, Rmsprop, RmspropCentered, RmspropMomentum,
+                      RmspropCenteredMomentum, Adagrad>;
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -1,0 +1,36 @@
+"""Fused optimizer steps: one native call updates every array in place, in one pass over memory.
+
+>>> import numpy as np
+>>> import fusedstep
+>>> w = np.array([2.0, 5.0], dtype=np.float32)
+>>> opt = fusedstep.SGD(learning_rate=0.1)
+>>> opt.apply_gradients([(2 * w, w)])
+1
+>>> w
+array([1.6, 4. ], dtype=float32)
+"""
+
+from fusedstep.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, get
+from fusedstep.runtime import (
+    build_info,
+    get_num_threads,
+    select_target_from_environment,
+    set_num_threads,
+)
+from fusedstep.version import __version__
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "__version__",
+    "build_info",
+    "get",
+    "get_num_threads",
+    "set_num_threads",
+]
+
+select_target_from_environment()

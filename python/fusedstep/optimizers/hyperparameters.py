@@ -1,0 +1,192 @@
+"""Hyperparameters: declared once, with default, interval and meaning.
+
+From a class's declarations follow its ``__init__``, signature, ``repr``, ``get_config`` and checks.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fusedstep.optimizers.optimizer import Optimizer
+
+T = TypeVar("T")
+
+Schedule = Callable[[int], float] | Callable[[], float]
+
+
+class Interval:
+    """An interval in the notation of mathematics: "[0, 1)" has 0 and not 1."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        low, high = text[1:-1].split(",")
+        self.low, self.high = float(low), float(high)
+        self.has_low, self.has_high = text[0] == "[", text[-1] == "]"
+
+    def __contains__(self, x: float) -> bool:
+        above = x >= self.low if self.has_low else x > self.low
+        below = x <= self.high if self.has_high else x < self.high
+        return above and below
+
+
+def real(value: Any, what: str) -> float:
+    """Return a real scalar, or an array of one element and no dimension, as a float."""
+    scalar = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    if isinstance(scalar, bool) or not isinstance(scalar, Real):
+        raise TypeError(f"{what} must be a real number, got {value!r} of type {type(value).__name__}")
+    return float(scalar)
+
+
+class Hyperparameter(Generic[T]):
+    """The descriptor behind ``beta_1: float = hyperparameter(default=0.9, ...)``."""
+
+    def __init__(
+        self,
+        *,
+        default: T,
+        meaning: str,
+        interval: str = "(-inf, inf)",
+        choices: tuple[T, ...] = (),
+        optional: bool = False,
+    ) -> None:
+        self.default = default
+        self.meaning = meaning
+        self.interval = Interval(interval)
+        self.choices = choices
+        self.optional = optional
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Hyperparameter[T]": ...
+    @overload
+    def __get__(self, instance: "Optimizer", owner: type) -> T: ...
+    def __get__(self, instance: "Optimizer | None", owner: type) -> "Hyperparameter[T] | T":
+        if instance is None:
+            return self
+        value: T = instance._values[self.name]
+        return value
+
+    def __set__(self, instance: "Optimizer", value: T) -> None:
+        instance._set(self.name, self.check(value, type(instance).__name__))
+
+    def check(self, value: Any, who: str) -> Any:
+        """Return the value in the declared type, or raise."""
+        what = f"{who}: {self.name}"
+        if value is None and self.optional:
+            return None
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"{what} must be one of {self.choices}, got {value!r}")
+            return value
+        if isinstance(self.default, bool):
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{what} must be True or False, got {value!r}")
+            return bool(value)
+        if isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise TypeError(f"{what} must be a string, got {value!r}")
+            return value
+        number = real(value, what)
+        if number not in self.interval:
+            raise ValueError(f"{what} must lie in {self.interval.text}, got {number!r}")
+        return number
+
+    def check_rounded(self, value: Any, dtype: type, who: str) -> None:
+        """Raise where a value leaves its interval when it is rounded to the compute type."""
+        if isinstance(value, float) and float(dtype(value)) not in self.interval:
+            raise ValueError(
+                f"{who}: {self.name} must lie in {self.interval.text}, but {value!r} rounds to"
+                f" {float(dtype(value))!r} in {np.dtype(dtype)}, the compute type"
+            )
+
+    def number(self, value: Any) -> float:
+        """Return the value as the kernels take it."""
+        return float(self.choices.index(value)) if self.choices else float(value)
+
+
+def hyperparameter(
+    *,
+    default: T,
+    meaning: str,
+    interval: str = "(-inf, inf)",
+    choices: tuple[T, ...] = (),
+    optional: bool = False,
+    kw_only: bool = True,
+) -> Any:
+    """Declare a hyperparameter.
+
+    Args:
+        default: its default, which also tells its type: float, bool or str.
+        meaning: what it means, in a few words.
+        interval: where a number must lie, "[0, 1)", also after rounding to the compute type.
+        choices: the values it may have, where they are few.
+        optional: whether it may be None, which switches it off.
+        kw_only: for type checkers; only the learning rate may be given by position.
+    """
+    assert kw_only
+    return Hyperparameter(
+        default=default, meaning=meaning, interval=interval, choices=choices, optional=optional
+    )
+
+
+class LearningRate:
+    """The learning rate: a number, or a callable that is asked at every step.
+
+    A callable gets the number of calls so far, or nothing where it takes no argument.
+    """
+
+    def __init__(self, *, default: float, kw_only: bool = False) -> None:
+        assert not kw_only
+        self.default = default
+        self.name = "learning_rate"
+        self.meaning = "step size; a real number, or a callable from the number of calls so far to one"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "LearningRate": ...
+    @overload
+    def __get__(self, instance: "Optimizer", owner: type) -> float: ...
+    def __get__(self, instance: "Optimizer | None", owner: type) -> "LearningRate | float":
+        if instance is None:
+            return self
+        return instance._current_learning_rate()
+
+    def __set__(self, instance: "Optimizer", value: float | Schedule) -> None:
+        instance._values["learning_rate"] = self.check(value, type(instance).__name__)
+
+    def check(self, value: Any, who: str) -> "float | CalledWithStep":
+        """Return a finite float or a callable of the step, or raise."""
+        if isinstance(value, CalledWithStep):
+            return value
+        if callable(value):
+            return CalledWithStep(value)
+        number = real(value, f"{who}: learning_rate")
+        if not math.isfinite(number):
+            raise ValueError(f"{who}: learning_rate must be finite, got {number!r}")
+        return number
+
+
+class CalledWithStep:
+    """A callable learning rate, called with the step also where it takes no argument."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        try:
+            inspect.signature(function).bind(0)
+            self.takes_step = True
+        except TypeError:
+            self.takes_step = False
+        except ValueError:  # a builtin without a signature
+            self.takes_step = True
+
+    def __call__(self, step: int, who: str) -> float:
+        """Return the learning rate for the step."""
+        value = self.function(step) if self.takes_step else self.function()
+        return real(value, f"{who}: what the callable learning_rate returned")

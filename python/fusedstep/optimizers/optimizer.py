@@ -1,0 +1,382 @@
+"""The base of all optimizers: arguments, state and the step; no arithmetic."""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedstep import _native
+from fusedstep.optimizers.hyperparameters import (
+    CalledWithStep,
+    Hyperparameter,
+    LearningRate,
+    hyperparameter,
+)
+from fusedstep.optimizers.state import PlanState
+from fusedstep.structure import flatten, in_order_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        """Tell type checkers, and nobody else, that declarations make the arguments of __init__."""
+        return lambda cls: cls
+
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(hyperparameter, LearningRate))
+class Optimizer:
+    """What all optimizers share.
+
+    Variables are NumPy arrays of float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous
+    and writeable; a step updates them in place. Gradients are arrays of any of these dtypes and of
+    their variable's shape. Slots, the optimizer's own arrays, are float64 for float64 variables and
+    float32 for all others, which is also what the step computes in.
+
+    A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
+    ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
+    the moment lacks.
+
+    Args:
+        learning_rate: see the class. A real number, or a callable that gets the number of calls so
+            far; it is read at every step, and can be set between steps.
+        weight_decay: decoupled weight decay, ``p = p - p * (weight_decay * learning_rate)`` before the
+            rule, in [0, inf); None or 0 for none.
+        l2: the weight of an L2 penalty, ``g = g + l2 * p`` before the rule and the decay; None or 0 for
+            none. PyTorch calls it weight_decay.
+        maximize: ascend: ``g = -g`` before the penalty.
+        name: the optimizer's name, the class's in lower case if empty.
+    """
+
+    learning_rate: LearningRate = LearningRate(default=0.001)
+    weight_decay: float | None = hyperparameter(
+        default=None, interval="[0, inf)", optional=True, meaning="decoupled weight decay, times the learning rate"
+    )
+    l2: float | None = hyperparameter(
+        default=None, interval="[0, inf)", optional=True, meaning="weight of an L2 penalty"
+    )
+    maximize: bool = hyperparameter(default=False, meaning="ascend instead of descend")
+    name: str = hyperparameter(default="", meaning="name; the class's in lower case if empty")
+
+    _hyperparameters: ClassVar[dict[str, "Hyperparameter[Any] | LearningRate"]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
+        declared: dict[str, Hyperparameter[Any] | LearningRate] = {}
+        for base in cls.__mro__:
+            for name, value in vars(base).items():
+                if isinstance(value, (Hyperparameter, LearningRate)):
+                    declared.setdefault(name, value)
+        cls._hyperparameters = {"learning_rate": declared["learning_rate"]} | declared
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY
+                    if isinstance(parameter, Hyperparameter)
+                    else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=parameter.default,
+                )
+                for name, parameter in cls._hyperparameters.items()
+            ]
+        )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cls, who = type(self), type(self).__name__
+        if "lr" in kwargs and "learning_rate" not in kwargs and not args:
+            warnings.warn(f"{who}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
+            kwargs["learning_rate"] = kwargs.pop("lr")
+        if len(args) > 1:
+            raise TypeError(
+                f"{who}: only learning_rate can be given by position, got {len(args)} positional arguments;"
+                " name the others"
+            )
+        if args:
+            if "learning_rate" in kwargs:
+                raise TypeError(f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}")
+            kwargs["learning_rate"] = args[0]
+        for unknown in kwargs.keys() - cls._hyperparameters.keys():
+            close = difflib.get_close_matches(unknown, cls._hyperparameters, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(cls._hyperparameters)}"
+            raise TypeError(f"{who}: there is no argument {unknown}; {hint}")
+
+        self._values: dict[str, Any] = {
+            name: parameter.check(kwargs.get(name, parameter.default), who)
+            for name, parameter in cls._hyperparameters.items()
+        }
+        self._values["name"] = self._values.get("name") or who.lower()
+        self._plans: list[_native.Plan] = []
+        self._plan: _native.Plan | None = None  # the one built or stepped last
+        self._carried: list[PlanState] = []  # state that waits for its variables to be built
+        self._check_together()
+
+    # What a class declares, besides its hyperparameters.
+
+    def _rule(self) -> str:
+        """Return the name of the rule, in csrc/rules, that these hyperparameters ask for."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no rule: the base class does not step; use fusedstep.Adam or another"
+        )
+
+    def _initial(self) -> dict[str, float]:
+        """Return what the slots start with, where it is not zero."""
+        return {}
+
+    def _check_together(self) -> None:
+        """Raise where hyperparameters contradict each other."""
+
+    # Steps.
+
+    def build(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
+        """Make the slots for a set of variables, with counts of its own.
+
+        The first :meth:`apply` does this where it was not done. Build again to let one optimizer serve
+        another model.
+
+        Args:
+            variables: a list of arrays, or a (nested) dict, whose keys name them.
+
+        Raises:
+            TypeError: a variable is no array, or of another dtype than the four.
+            ValueError: a variable is not contiguous, read-only, shares memory with another one, or was
+                built already.
+
+        >>> w, b = np.zeros((2, 3)), np.zeros(3)
+        >>> opt = Adam()
+        >>> opt.build({"dense": {"kernel": w, "bias": b}})
+        >>> sorted(opt.slots(w))
+        ['momentum', 'velocity']
+        """
+        names: list[str] = []
+        if isinstance(variables, Mapping):
+            leaves = flatten(variables, f"{type(self).__name__}.build")
+            names, arrays = list(leaves), list(leaves.values())
+        else:
+            if isinstance(variables, np.ndarray):
+                raise TypeError(
+                    f"{type(self).__name__}.build: variables is one numpy.ndarray,"
+                    " but must be a list of them; pass [w]"
+                )
+            arrays = list(variables)
+        self._check_rounded(arrays)
+        plan = _native.Plan(type(self).__name__, self._rule(), arrays, names, self._initial(), self._plans)
+        self._configure(plan)
+        if self._carried:
+            self._carried[0].restore(plan, type(self).__name__)
+            del self._carried[0]
+        self._plans.append(plan)
+        self._plan = plan
+
+    def forget(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
+        """Drop the build that these variables belong to, with its slots and counts.
+
+        Raises:
+            ValueError: there is no such build, or not all of them belong to it.
+        """
+        who = f"{type(self).__name__}.forget"
+        arrays = list(flatten(variables, who).values()) if isinstance(variables, Mapping) else list(variables)
+        for plan in self._plans:
+            if arrays and all(plan.owns(array) for array in arrays):
+                self._plans.remove(plan)
+                self._plan = self._plans[-1] if self._plans else None
+                return
+        raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
+
+    def apply(self, grads: Any, variables: Any = None) -> int:
+        """Take one step: update every variable that has a gradient, in place.
+
+        Args:
+            grads: a list of gradients, None for a variable that has none (it is left alone: no update,
+                no decay, no change of its slots); or a (nested) dict of them. Never written to.
+            variables: as many arrays, or a dict with the same keys; all that were built if left out.
+
+        Returns:
+            The number of calls so far, for these variables.
+
+        Raises:
+            TypeError: an object is no array, or of another dtype than the four.
+            ValueError: shapes differ, all gradients are None, an array was never built, memory is shared,
+                or the learning rate is not finite.
+            RuntimeError: an array is on a GPU, or another thread is in the middle of a step.
+
+        >>> w = np.ones(3, dtype=np.float32)
+        >>> opt = SGD(learning_rate=0.5)
+        >>> opt.apply([np.array([0, 1, 2], dtype=np.float32)], [w])
+        1
+        >>> w
+        array([1. , 0.5, 0. ], dtype=float32)
+        """
+        if isinstance(grads, Mapping) or isinstance(variables, Mapping):
+            return self._apply_named(grads, variables)
+        plan = self._plan
+        if plan is None:
+            return self._build_and_apply(grads, variables)
+        if len(self._plans) > 1 and variables is not None:
+            variables = tuple(variables)
+            plan = self._plan = self._owner(variables, plan)
+        rate = self._values["learning_rate"]
+        if type(rate) is not float:
+            rate = rate(plan.calls, type(self).__name__)
+        return plan.step(grads, variables, rate)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
+        """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.
+
+        Args:
+            grads_and_vars: any iterable of pairs; it is read once.
+
+        Returns, raises: as :meth:`apply`.
+        """
+        grads, variables = _native.unzip(grads_and_vars)
+        return self.apply(grads, variables)
+
+    def _owner(self, variables: tuple[Any, ...], current: _native.Plan) -> _native.Plan:
+        if not variables or current.owns(variables[0]):
+            return current
+        return next((plan for plan in self._plans if plan.owns(variables[0])), current)
+
+    def _build_and_apply(self, grads: Any, variables: Any) -> int:
+        if variables is None:
+            raise ValueError(
+                f"{type(self).__name__}.apply: no variables were built; pass them, or build(variables) first"
+            )
+        names = variables
+        if not isinstance(variables, (Mapping, np.ndarray)):
+            names = variables = list(variables)
+        if len(variables) == 0 and not len(grads):
+            return 0
+        carried = list(self._carried)
+        self.build(names)
+        try:
+            return self.apply(grads, variables)
+        except BaseException:
+            self._plans.pop()
+            self._plan = self._plans[-1] if self._plans else None
+            self._carried = carried
+            raise
+
+    def _apply_named(self, grads: Any, variables: Any) -> int:
+        who = f"{type(self).__name__}.apply"
+        if not isinstance(grads, Mapping) or not isinstance(variables, (Mapping, type(None))):
+            raise TypeError(
+                f"{who}: grads is a {type(grads).__name__} and variables a {type(variables).__name__};"
+                " both must be dicts or both lists"
+            )
+        if self._plan is None and variables is not None:
+            return self._build_and_apply(grads, variables)
+        gradients = flatten(grads, who)
+        if variables is not None:
+            arrays = flatten(variables, who)
+            return self.apply(in_order_of(list(arrays), gradients, who), list(arrays.values()))
+        names = self._plan.names if self._plan is not None else []
+        return self.apply(in_order_of(names, gradients, who))
+
+    # State.
+
+    @property
+    def iterations(self) -> int:
+        """The number of updates so far, of the variables that were built or stepped last."""
+        if self._plan is None:
+            return self._carried[-1].updates if self._carried else 0
+        return self._plan.updates
+
+    @property
+    def variables(self) -> list[Array]:
+        """The optimizer's own arrays: every slot of every variable, in the order they were built."""
+        return [
+            plan.slot(index, name) for plan in self._plans for index in range(len(plan)) for name in plan.slot_names
+        ]
+
+    def slots(self, variable: Any) -> dict[str, Array]:
+        """Return a variable's slots by name: the live arrays, not copies.
+
+        Raises:
+            KeyError: the variable was never built.
+        """
+        for plan in self._plans:
+            if plan.owns(variable):
+                index = plan.index_of(variable)
+                return {name: plan.slot(index, name) for name in plan.slot_names}
+        raise KeyError(f"{type(self).__name__}.slots: this array was never built; build(variables) first")
+
+    # Configuration.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them."""
+        config = dict(self._values)
+        rate = config["learning_rate"]
+        config["learning_rate"] = rate.function if isinstance(rate, CalledWithStep) else rate
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Self":
+        """Make an optimizer of what ``get_config`` returned."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self.get_config().items()
+            if name == "learning_rate" or (name != "name" and value != self._hyperparameters[name].default)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Carry configuration, counts and slots; they are bound again at the next builds, in order."""
+        states = [PlanState.of(plan) for plan in self._plans]
+        return {"config": self.get_config(), "carried": states + self._carried}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state["config"])
+        self._carried = list(state["carried"])
+
+    def _current_learning_rate(self) -> float:
+        rate: float | CalledWithStep = self._values["learning_rate"]
+        if isinstance(rate, float):
+            return rate
+        return rate(self._plan.calls if self._plan is not None else 0, type(self).__name__)
+
+    def _set(self, name: str, value: Any) -> None:
+        before, done = self._values, []
+        self._values = before | {name: value}
+        try:
+            self._check_together()
+            for plan in self._plans:
+                self._check_rounded([plan.variable(index) for index in range(len(plan))])
+            for plan in self._plans:
+                self._configure(plan)
+                done.append(plan)
+        except BaseException:
+            self._values = before
+            for plan in done:
+                self._configure(plan)
+            raise
+
+    def _configure(self, plan: _native.Plan) -> None:
+        rule = self._rule()
+        _, names = _native.rules()[rule]
+        numbers = {}
+        for name in names:
+            parameter = self._hyperparameters[name]
+            assert isinstance(parameter, Hyperparameter)
+            numbers[name] = parameter.number(self._values[name])
+        values = self._values
+        plan.configure(rule, numbers, values["weight_decay"] or 0.0, values["l2"] or 0.0, values["maximize"])
+
+    def _check_rounded(self, arrays: list[Any]) -> None:
+        """Raise where a hyperparameter does not survive rounding to the compute type."""
+        for dtype in {np.float64 if getattr(array, "dtype", None) == np.float64 else np.float32 for array in arrays}:
+            for name, parameter in self._hyperparameters.items():
+                if isinstance(parameter, Hyperparameter):
+                    parameter.check_rounded(self._values[name], dtype, type(self).__name__)
+
+
+Optimizer.__init_subclass__()  # the base has a signature of its own, too

@@ -1,0 +1,5 @@
+"""The version, as it was built."""
+
+from fusedstep import _native
+
+__version__: str = _native.version

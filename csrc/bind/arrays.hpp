@@ -25,11 +25,51 @@ struct ArrayView {
   bool aligned() const { return (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
   bool writeable() const { return (flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0; }
   std::int64_t size() const;
-  bool has_shape(int other_ndim, const py::ssize_t* other) const;
+  bool has_shape(int other_ndim, const py::ssize_t* other) const {
+    if (ndim != other_ndim) return false;
+    for (int i = 0; i < ndim; ++i) {
+      if (shape[i] != other[i]) return false;
+    }
+    return true;
+  }
 };
 
-// False where the object is not such an array.
-bool read_array(PyObject* object, ArrayView& view);
+// The two that are not plain arrays of a common dtype: subclasses (false for masked arrays, whose mask
+// would be ignored), and dtypes of other packages.
+bool is_subclass_of_array(PyObject* object);
+bool read_other_dtype(int type_number, DType& dtype);
+
+// numpy.ndarray
+extern PyObject* array_type;
+void import_numpy();
+
+// False where the object is not such an array. Runs for every array of every step.
+inline bool read_array(PyObject* object, ArrayView& view) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type && !is_subclass_of_array(object)) return false;
+  const auto* array = py::detail::array_proxy(object);
+  view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32};
+  const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
+  constexpr int float16_number = 23;  // NPY_HALF, which pybind11 does not name
+  switch (dtype->type_num) {
+    case py::detail::npy_api::NPY_FLOAT_: view.dtype = DType::float32; break;
+    case py::detail::npy_api::NPY_DOUBLE_: view.dtype = DType::float64; break;
+    case float16_number: view.dtype = DType::float16; break;
+    default:
+      if (!read_other_dtype(dtype->type_num, view.dtype)) return false;
+  }
+  return dtype->byteorder != '>';  // the machines that this is made for are little-endian
+}
+
+// Fetches what read_array will read. An object's shape lies elsewhere, and is known once it is here.
+inline void prefetch_array(PyObject* object) {
+  __builtin_prefetch(object);
+  __builtin_prefetch(reinterpret_cast<const char*>(object) + 64);
+}
+inline void prefetch_shape(PyObject* object) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type) {
+    __builtin_prefetch(py::detail::array_proxy(object)->dimensions);
+  }
+}
 
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".
 [[noreturn]] void refuse_array(py::handle object, const std::string& what, const char* kind);
@@ -41,6 +81,5 @@ bool read_scalar(PyObject* object, ArrayView& view, py::object& owner);
 py::object contiguous_copy(PyObject* object, ArrayView& view);
 
 std::string text_of(int count, const py::ssize_t* values);  // "(512, 10)"
-std::string text_of_shape(py::handle array);
 
 }  // namespace fusedstep

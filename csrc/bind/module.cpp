@@ -46,18 +46,20 @@ void select_target_by_name(const std::string& name) {
 py::tuple unzip(const py::iterable& pairs) {
   py::list gradients, variables;
   for (const py::handle pair : pairs) {
-    if (!py::isinstance<py::tuple>(pair) && !py::isinstance<py::list>(pair)) {
+    if (!PyTuple_Check(pair.ptr()) && !PyList_Check(pair.ptr())) {
       refuse_type("apply_gradients: item " + std::to_string(gradients.size()) +
                   " is not a (gradient, variable) pair but of type " +
                   std::string(py::str(py::type::handle_of(pair).attr("__name__"))) + "; pass zip(grads, variables)");
     }
-    const auto two = py::reinterpret_borrow<py::sequence>(pair);
-    if (two.size() != 2) {
-      refuse_value("apply_gradients: item " + std::to_string(gradients.size()) + " has " + std::to_string(two.size()) +
+    if (PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
+      refuse_value("apply_gradients: item " + std::to_string(gradients.size()) + " has " +
+                   std::to_string(py::len(pair)) +
                    " entries, but must be a (gradient, variable) pair; pass zip(grads, variables)");
     }
-    gradients.append(two[0]);
-    variables.append(two[1]);
+    PyObject* const* const two = PySequence_Fast_ITEMS(pair.ptr());
+    if (PyList_Append(gradients.ptr(), two[0]) != 0 || PyList_Append(variables.ptr(), two[1]) != 0) {
+      throw py::error_already_set();
+    }
   }
   return py::make_tuple(gradients, variables);
 }
@@ -66,6 +68,7 @@ py::tuple unzip(const py::iterable& pairs) {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Plans and kernels. The public interface is the package fusedstep.";
+  import_numpy();
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = __VERSION__;
   module.attr("openmp") = has_openmp();

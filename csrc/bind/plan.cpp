@@ -40,19 +40,43 @@ int rule_number(std::string_view name) {
 
 const Rule& rule_of(int number) { return current_target().rules[number]; }
 
-// A list or tuple's items, held for the call; another iterable is exhausted.
-py::tuple items_of(const py::object& list, const std::string& what) {
-  if (py::isinstance<py::array>(list)) {
-    refuse_type(what + " is one numpy.ndarray, but must be a list of them; pass [x]");
+// The items of a list, a tuple, or another iterable, which is read once.
+class Items {
+ public:
+  Items(const py::object& iterable, const std::string& who, const char* name) {
+    if (PyList_CheckExact(iterable.ptr()) || PyTuple_CheckExact(iterable.ptr())) {
+      sequence_ = iterable;
+    } else if (py::isinstance<py::array>(iterable)) {
+      refuse_type(who + name + " is one numpy.ndarray, but must be a list of them; pass [x]");
+    } else {
+      sequence_ = py::reinterpret_steal<py::object>(PySequence_Tuple(iterable.ptr()));
+      if (!sequence_) {
+        if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+        PyErr_Clear();
+        refuse_type(who + name + " is of type " + std::string(py::str(py::type::handle_of(iterable).attr("__name__"))) +
+                    ", but must be a list of arrays");
+      }
+    }
+    size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence_.ptr()));
+    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
   }
-  PyObject* items = PySequence_Tuple(list.ptr());
-  if (items == nullptr) {
-    PyErr_Clear();
-    refuse_type(what + " is of type " + std::string(py::str(py::type::handle_of(list).attr("__name__"))) +
-                ", but must be a list of arrays");
+
+  std::size_t size() const { return size_; }
+  PyObject* operator[](std::size_t position) const { return items_[position]; }
+
+  // Keeps the items alive whatever happens to the list: needed before other Python code may run.
+  void hold() {
+    if (PyTuple_CheckExact(sequence_.ptr())) return;
+    sequence_ = py::reinterpret_steal<py::object>(PyList_AsTuple(sequence_.ptr()));
+    if (!sequence_) throw py::error_already_set();
+    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
   }
-  return py::reinterpret_steal<py::tuple>(items);
-}
+
+ private:
+  py::object sequence_;
+  std::size_t size_ = 0;
+  PyObject* const* items_ = nullptr;
+};
 
 std::uintptr_t address(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
 
@@ -91,13 +115,59 @@ class Plan::Exclusive {
 
 // What lives as long as one call.
 struct Plan::Call {
-  std::vector<py::object> copies;  // gradients read through a copy
+  Items grads;
+  Items variables;                 // empty where all that were built are meant
+  std::vector<py::object> copies;  // of gradients that cannot be read as they are
+  std::vector<bool> seen;          // which variables came; filled where the order is not that of build
   std::size_t given = 0;           // gradients that are not None
+
+  void hold() {
+    grads.hold();
+    variables.hold();
+  }
 };
+
+inline bool Plan::is_unchanged(std::size_t index) const {
+  const Built& built = built_[index];
+  ArrayView view;
+  return read_array(built.object.ptr(), view) && view.data == arrays_[index].variable &&
+         view.dtype == arrays_[index].dtype && view.has_shape(built.ndim, shape_of(built)) && view.contiguous() &&
+         view.aligned() && view.writeable();
+}
+
+// Whether memory lies between two neighbours in written_.
+inline bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
+  return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
+}
+
+inline void Plan::set_gradient(std::size_t index, Gradient gradient) {
+  // Written only where it changes: the other threads have the former ones in their caches.
+  Gradient& current = gradients_[index];
+  if (current.data == gradient.data && current.dtype == gradient.dtype) return;
+  if ((current.data == nullptr) != (gradient.data == nullptr)) costs_known_ = false;
+  current = gradient;
+}
+
+// What nearly every array of nearly every step is: a variable in its place with a plain gradient. True
+// where all is right; whatever else it is, is looked at with care.
+inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
+  const Built& built = built_[index];
+  ArrayView view;
+  if (!is_unchanged(index) || !read_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
+      !view.contiguous() || !view.aligned()) {
+    return false;
+  }
+  const std::uintptr_t begin = address(view.data);
+  const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
+  if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
+  set_gradient(index, {view.data, view.dtype});
+  return true;
+}
 
 Plan::Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
            const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others)
     : optimizer_(std::move(optimizer)),
+      who_(optimizer_ + ".apply: "),
       rule_(rule_number(rule)),
       names_(std::move(names)),
       seconds_per_cost_(first_seconds_per_cost) {
@@ -119,7 +189,8 @@ Plan::Plan(std::string optimizer, const std::string& rule, const py::list& varia
     if (!view.writeable()) {
       refuse_value(what + " is read-only, but it is updated in place; pass numpy.array(w) once, before training");
     }
-    built_.push_back({object, {view.shape, view.shape + view.ndim}});
+    built_.push_back({object, view.ndim, shapes_.size()});
+    shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
     arrays_.push_back({view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype)});
     index_by_object_.emplace(object.ptr(), i);
     if (view.size() > 0) index_by_memory_.emplace(view.data, i);
@@ -258,19 +329,14 @@ void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
                "build(variables) adds new ones");
 }
 
-void Plan::check_unchanged(std::size_t index, std::size_t position) const {
+void Plan::refuse_changed(std::size_t index, std::size_t position) const {
   const Built& built = built_[index];
-  const int built_ndim = static_cast<int>(built.shape.size());
+  const std::string what = who_ + label("variables", position, index);
   ArrayView view;
   const bool is_array = read_array(built.object.ptr(), view);
-  if (is_array && view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype &&
-      view.has_shape(built_ndim, built.shape.data()) && view.contiguous() && view.aligned() && view.writeable()) {
-    return;
-  }
-  const std::string what = optimizer_ + ".apply: " + label("variables", position, index);
-  if (is_array && !view.has_shape(built_ndim, built.shape.data())) {
-    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " +
-                 text_of(built_ndim, built.shape.data()) + " when it was built; forget(variables) and build again");
+  if (is_array && !view.has_shape(built.ndim, shape_of(built))) {
+    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " + text_of_shape(built) +
+                 " when it was built; forget(variables) and build again");
   }
   if (is_array && view.data == arrays_[index].variable && !view.writeable()) {
     refuse_value(what + " is read-only now, but it is updated in place; w.flags.writeable = True allows that");
@@ -278,19 +344,44 @@ void Plan::check_unchanged(std::size_t index, std::size_t position) const {
   refuse_value(what + " has other memory, dtype or layout than when it was built; forget(variables) and build again");
 }
 
+// The index of a variable that does not stand where it stood in build, or is another array over the
+// same memory.
+std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) const {
+  const std::size_t index = find(variable);
+  if (index == count()) refuse_unknown(variable, position);
+  ArrayView view;
+  read_array(variable, view);
+  const Built& built = built_[index];
+  if (!view.has_shape(built.ndim, shape_of(built))) {
+    refuse_value(who_ + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
+                 ", but the same memory was built with " + text_of_shape(built));
+  }
+  if (call.seen.empty()) {  // all before came in order
+    call.seen.resize(count());
+    std::fill_n(call.seen.begin(), position, true);
+  }
+  return index;
+}
+
+void Plan::check_learning_rate(double learning_rate) const {
+  const bool in_float32 =
+      std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
+  const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+  if (std::abs(learning_rate) <= largest) return;
+  refuse_value(optimizer_ + ": learning_rate must be finite in " +
+               name_of(in_float32 ? compute_float32 : compute_float64) + ", got " +
+               std::string(py::str(py::float_(learning_rate))));
+}
+
 void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, std::size_t position) {
-  if (bytes == 0) return;
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  const auto lies_before = [&](std::size_t gap) {
-    return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
-  };
-  if (lies_before(gap_[index])) return;
+  if (bytes == 0 || lies_in_gap(gap_[index], begin, end)) return;
   const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
   gap_[index] = static_cast<std::size_t>(after - written_.begin());
-  if (lies_before(gap_[index])) return;
+  if (lies_in_gap(gap_[index], begin, end)) return;
   // Its very own variable is read before it is written, element by element.
   if (after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin && after->end == end) return;
-  const std::string what = optimizer_ + ".apply: " + label("grads", position, index);
+  const std::string what = who_ + label("grads", position, index);
   const auto other = static_cast<std::size_t>(after->index);
   refuse_value(what + " shares memory with " +
                (after->index == slots_index ? std::string("a slot")
@@ -301,96 +392,112 @@ void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index
 
 void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call) {
   const Built& built = built_[index];
-  const int ndim = static_cast<int>(built.shape.size());
   ArrayView view;
   py::object owner;
-  if (!read_array(gradient, view) && !(ndim == 0 && read_scalar(gradient, view, owner))) {
-    if (PyObject_HasAttrString(gradient, "__cuda_array_interface__")) {
-      refuse_value(optimizer_ + ".apply: " + label("variables", position, index) +
-                   " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
-    }
-    refuse_array(gradient, optimizer_ + ".apply: " + label("grads", position, index), "gradient");
+  if (!read_array(gradient, view)) {
+    call.hold();
+    gradient = call.grads[position];
+    if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, position);
   }
-  if (!view.has_shape(ndim, built.shape.data())) {
-    refuse_value(optimizer_ + ".apply: " + label("grads", position, index) + " has shape " +
-                 text_of(view.ndim, view.shape) + ", its variable has " + text_of(ndim, built.shape.data()));
+  if (!view.has_shape(built.ndim, shape_of(built))) {
+    refuse_value(who_ + label("grads", position, index) + " has shape " + text_of(view.ndim, view.shape) +
+                 ", its variable has " + text_of_shape(built));
   }
   if (!view.contiguous() || !view.aligned()) {
+    call.hold();
     owner = contiguous_copy(gradient, view);
   } else {
     check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, position);
   }
   if (owner) call.copies.push_back(std::move(owner));
-  gradients_[index] = {view.data, view.dtype};
+  set_gradient(index, {view.data, view.dtype});
   ++call.given;
+}
+
+void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const {
+  if (py::hasattr(gradient, "__cuda_array_interface__")) {
+    refuse_value(who_ + label("variables", position, index) +
+                 " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
+  }
+  refuse_array(gradient, who_ + label("grads", position, index), "gradient");
+}
+
+// Reads and checks everything; raises before anything is written.
+void Plan::take_all(Call& call, bool all_built) {
+  const std::size_t given = call.grads.size();
+  for (std::size_t position = 0; position < given; ++position) {
+    constexpr std::size_t far = 32, near = 16;
+    if (position + far < given) prefetch_array(call.grads[position + far]);
+    if (position + far < count()) prefetch_array(built_[position + far].object.ptr());
+    if (position + near < given) prefetch_shape(call.grads[position + near]);
+    if (position + near < count()) prefetch_shape(built_[position + near].object.ptr());
+
+    PyObject* const gradient = call.grads[position];
+    const bool in_place =
+        position < count() && (all_built || call.variables[position] == built_[position].object.ptr());
+    if (in_place && call.seen.empty() && take_ordinary(gradient, position)) {
+      ++call.given;
+      continue;
+    }
+    const std::size_t index = in_place ? position : look_up(call.variables[position], position, call);
+    if (!call.seen.empty()) {
+      if (call.seen[index]) refuse_value(who_ + label("variables", position, index) + " comes twice");
+      call.seen[index] = true;
+    }
+    if (!is_unchanged(index)) refuse_changed(index, position);
+    if (gradient != Py_None) {
+      take_gradient(gradient, index, position, call);
+    } else {
+      set_gradient(index, {nullptr, DType::float32});
+    }
+  }
+  if (call.given == 0) {
+    refuse_value(who_ + "all " + std::to_string(given) + " gradients are None; at least one variable must have one");
+  }
+  for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
+    if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, DType::float32});
+  }
 }
 
 std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
   const Exclusive exclusive(*this);
-  const std::string who = optimizer_ + ".apply: ";
-  const py::tuple gradient_items = items_of(grads, who + "grads");
-  const py::tuple variable_items = variables.is_none() ? py::tuple() : items_of(variables, who + "variables");
-  const std::size_t given = gradient_items.size();
-  const std::size_t expected = variables.is_none() ? count() : variable_items.size();
-  if (given != expected) {
-    refuse_value(who + "grads has " + std::to_string(given) + " items, variables " + std::to_string(expected));
+  const bool all_built = variables.is_none();
+  Call call{Items(grads, who_, "grads"), Items(all_built ? py::tuple() : variables, who_, "variables"), {}, {}};
+  const std::size_t expected = all_built ? count() : call.variables.size();
+  if (call.grads.size() != expected) {
+    refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
+                 std::to_string(expected));
   }
-  if (given == 0) return calls;
-  const double largest = computes_in_float32() ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  if (!(std::abs(learning_rate) <= largest)) {
-    refuse_value(optimizer_ + ": learning_rate must be finite in " + (computes_in_float32() ? "float32" : "float64") +
-                 ", got " + std::string(py::str(py::float_(learning_rate))));
-  }
-
-  Call call;
-  std::ranges::fill(gradients_, Gradient{nullptr, DType::float32});
-  std::vector<bool> seen;  // filled where the order is not that of build
-  for (std::size_t position = 0; position < given; ++position) {
-    std::size_t index = position;
-    if (!variables.is_none()) {
-      PyObject* const variable = PyTuple_GET_ITEM(variable_items.ptr(), static_cast<Py_ssize_t>(position));
-      if (position >= count() || variable != built_[position].object.ptr()) {
-        index = find(variable);
-        if (index == count()) refuse_unknown(variable, position);
-        if (seen.empty()) {
-          seen.resize(count());
-          std::fill_n(seen.begin(), position, true);
-        }
-        ArrayView view;
-        read_array(variable, view);
-        const Built& built = built_[index];
-        if (!view.has_shape(static_cast<int>(built.shape.size()), built.shape.data())) {
-          refuse_value(who + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
-                       ", but the same memory was built with " +
-                       text_of(static_cast<int>(built.shape.size()), built.shape.data()));
-        }
-      }
-      if (!seen.empty()) {
-        if (seen[index]) refuse_value(who + label("variables", position, index) + " comes twice");
-        seen[index] = true;
-      }
-    }
-    check_unchanged(index, position);
-    PyObject* const gradient = PyTuple_GET_ITEM(gradient_items.ptr(), static_cast<Py_ssize_t>(position));
-    if (gradient != Py_None) take_gradient(gradient, index, position, call);
-  }
-  if (call.given == 0) {
-    refuse_value(who + "all " + std::to_string(given) + " gradients are None; at least one variable must have one");
-  }
+  if (expected == 0) return calls;
+  check_learning_rate(learning_rate);
+  take_all(call, all_built);
 
   // Nothing can be refused from here on.
-  for (std::size_t i = 0; i < count(); ++i) {
-    cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
+  if (!costs_known_) {
+    for (std::size_t i = 0; i < count(); ++i) {
+      cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
+    }
+    costs_known_ = true;
   }
-  Step step = {rule_,          hyperparameters_,  learning_rate,      static_cast<std::uint64_t>(updates + 1), stages_,
-               arrays_.data(), gradients_.data(), cost_before_.data(), count(),                                 {}};
+  Step step = {};
+  step.rule = rule_;
+  step.hyperparameters = hyperparameters_;
+  step.learning_rate = learning_rate;
+  step.t = static_cast<std::uint64_t>(updates + 1);
+  step.stages = stages_;
   step.stages.decay.coefficient = weight_decay_ * learning_rate;
+  step.arrays = arrays_.data();
+  step.gradients = gradients_.data();
+  step.cost_before = cost_before_.data();
+  step.count = count();
   for (int k = 0; k < rule_of(rule_).slot_count; ++k) {
     step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
   }
   const auto cost = static_cast<double>(cost_before_[count()]);
+  const bool is_long = cost * seconds_per_cost_ > long_step_seconds;
+  if (is_long) call.hold();
   const auto start = std::chrono::steady_clock::now();
-  if (cost * seconds_per_cost_ > long_step_seconds) {
+  if (is_long) {
     const py::gil_scoped_release release;
     run(step, current_target());
   } else {
@@ -417,15 +524,9 @@ py::array Plan::slot(std::size_t index, const std::string& name) const {
       arena_->data() + slot_stride_ * static_cast<std::size_t>(found - all.begin()) + array.slot_offset;
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
-  return py::array(py::dtype(name_of(array.compute)), built_[index].shape, data, owner);
-}
-
-bool Plan::computes_in_float32() const {
-  return std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
-}
-
-bool Plan::computes_in_float64() const {
-  return std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float64; });
+  const Built& built = built_[index];
+  return py::array(py::dtype(name_of(array.compute)), py::array::ShapeContainer(shape_of(built), shape_of(built) + built.ndim),
+                   data, owner);
 }
 
 }  // namespace fusedstep

@@ -51,8 +51,6 @@ class Plan {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<std::string> slot_names() const;
   py::array slot(std::size_t index, const std::string& name) const;
-  bool computes_in_float32() const;
-  bool computes_in_float64() const;
 
   std::int64_t calls = 0;
   std::int64_t updates = 0;
@@ -61,7 +59,8 @@ class Plan {
   // A variable as it was when built; each step compares.
   struct Built {
     py::object object;
-    std::vector<py::ssize_t> shape;
+    int ndim;
+    std::size_t first_dimension;  // in shapes_
   };
 
   // Memory that a step writes.
@@ -74,23 +73,35 @@ class Plan {
   class Exclusive;
   struct Call;
 
+  const py::ssize_t* shape_of(const Built& built) const { return shapes_.data() + built.first_dimension; }
+  std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
   std::string label(const char* list, std::size_t position, std::size_t index) const;
   std::size_t find(PyObject* variable) const;  // count() where it was never built
   void lay_out_slots(const std::unordered_map<std::string, double>& initial);
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
-  void check_unchanged(std::size_t index, std::size_t position) const;
+  void check_learning_rate(double learning_rate) const;
+  bool is_unchanged(std::size_t index) const;
+  bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const;
+  bool take_ordinary(PyObject* gradient, std::size_t index);
+  [[noreturn]] void refuse_changed(std::size_t index, std::size_t position) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
+  std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
+  void take_all(Call& call, bool all_built);
   void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
+  [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const;
+  void set_gradient(std::size_t index, Gradient gradient);
   void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, std::size_t position);
 
   std::string optimizer_;
+  std::string who_;  // how its refusals begin
   int rule_;
   double hyperparameters_[max_hyperparameters] = {};
   double weight_decay_ = 0;
   Stages stages_ = {};
 
   std::vector<Built> built_;
+  std::vector<py::ssize_t> shapes_;
   std::vector<std::string> names_;
   std::vector<Array> arrays_;
   std::unordered_map<const PyObject*, std::size_t> index_by_object_;
@@ -99,9 +110,10 @@ class Plan {
   std::size_t slot_stride_ = 0;  // bytes from one kind of slot to the next
   std::vector<Written> written_;  // in order of address
 
-  // Scratch of a step, kept to be allocated once.
+  // Scratch of a step, kept from one to the next.
   std::vector<Gradient> gradients_;
   std::vector<std::uint64_t> cost_before_;
+  bool costs_known_ = false;  // whether cost_before_ is that of gradients_
   std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry
   std::atomic<bool> stepping_{false};
   double seconds_per_cost_ = 0;

@@ -38,10 +38,12 @@ template <class Rule, class C>
 void sweep_aligned(const void* rule_in_memory, C* p, const C* g, C* const* slots, std::int64_t size) {
   const Rule& rule = *static_cast<const Rule*>(rule_in_memory);
   constexpr auto all_slots = std::make_integer_sequence<int, Rule::slots.count>();
-  // From `head` on the variable, and with it every slot, is aligned to the widest vector.
+  // From `head` on the variable, and with it every slot, is aligned to the widest vector. In a short
+  // slice the elements before would cost more than that gains.
   constexpr std::uintptr_t widest = 64;
+  constexpr std::int64_t worth_aligning = 2048;
   const std::uintptr_t misaligned = (0 - reinterpret_cast<std::uintptr_t>(p)) % widest / sizeof(C);
-  const std::int64_t head = static_cast<std::int64_t>(misaligned) < size ? static_cast<std::int64_t>(misaligned) : size;
+  const std::int64_t head = size < worth_aligning ? 0 : static_cast<std::int64_t>(misaligned);
   sweep(rule, p, g, slots, 0, head, all_slots);
   sweep(rule, p, g, slots, head, size, all_slots);
 }

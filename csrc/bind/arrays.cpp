@@ -23,25 +23,24 @@ std::int64_t ArrayView::size() const {
 }
 
 PyObject* array_type = nullptr;
+int bfloat16_number = -1;
 
 void import_numpy() { array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_); }
 
-bool is_subclass_of_array(PyObject* object) {
-  return npy_api::get().PyArray_Check_(object) && !PyObject_HasAttrString(object, "mask");
-}
-
-bool read_other_dtype(int type_number, DType& dtype) {
-  // NumPy numbers ml_dtypes.bfloat16 when that package is imported.
-  static int bfloat16_number = -1;
-  constexpr int first_number_of_others = 256;
-  if (type_number < first_number_of_others) return false;
-  if (bfloat16_number < 0) {
-    const py::dict modules = py::module_::import("sys").attr("modules");
-    if (!modules.contains("ml_dtypes")) return false;
-    bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
+bool read_array(PyObject* object, ArrayView& view) {
+  if (read_plain_array(object, view)) return true;
+  if (!npy_api::get().PyArray_Check_(object)) return false;
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
+    const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
+    if (PyObject_HasAttrString(object, "mask") || !read_array(plain.ptr(), view)) return false;
+    const auto* array = py::detail::array_proxy(object);
+    view = {array->data, array->nd, array->dimensions, array->strides, array->flags, view.dtype};
+    return true;
   }
-  dtype = DType::bfloat16;
-  return type_number == bfloat16_number;
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
+  bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
+  return read_plain_array(object, view);
 }
 
 void refuse_array(py::handle object, const std::string& what, const char* kind) {

@@ -34,18 +34,14 @@ struct ArrayView {
   }
 };
 
-// The two that are not plain arrays of a common dtype: subclasses (false for masked arrays, whose mask
-// would be ignored), and dtypes of other packages.
-bool is_subclass_of_array(PyObject* object);
-bool read_other_dtype(int type_number, DType& dtype);
-
-// numpy.ndarray
-extern PyObject* array_type;
+extern PyObject* array_type;  // numpy.ndarray
+extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; -1 before
 void import_numpy();
 
-// False where the object is not such an array. Runs for every array of every step.
-inline bool read_array(PyObject* object, ArrayView& view) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type && !is_subclass_of_array(object)) return false;
+// Reads an array that is of numpy.ndarray itself and of a dtype seen before; false for all others.
+// Only memory is read, so that any thread may do this while another one has the GIL.
+inline bool read_plain_array(PyObject* object, ArrayView& view) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) return false;
   const auto* array = py::detail::array_proxy(object);
   view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32};
   const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
@@ -55,12 +51,16 @@ inline bool read_array(PyObject* object, ArrayView& view) {
     case py::detail::npy_api::NPY_DOUBLE_: view.dtype = DType::float64; break;
     case float16_number: view.dtype = DType::float16; break;
     default:
-      if (!read_other_dtype(dtype->type_num, view.dtype)) return false;
+      if (dtype->type_num != bfloat16_number) return false;
+      view.dtype = DType::bfloat16;
   }
   return dtype->byteorder != '>';  // the machines that this is made for are little-endian
 }
 
-// Fetches what read_array will read. An object's shape lies elsewhere, and is known once it is here.
+// False where the object is no array, masked (its mask would be ignored), or of another dtype.
+bool read_array(PyObject* object, ArrayView& view);
+
+// Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here.
 inline void prefetch_array(PyObject* object) {
   __builtin_prefetch(object);
   __builtin_prefetch(reinterpret_cast<const char*>(object) + 64);

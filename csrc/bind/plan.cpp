@@ -116,7 +116,8 @@ class Plan::Exclusive {
 // What lives as long as one call.
 struct Plan::Call {
   Items grads;
-  Items variables;                 // empty where all that were built are meant
+  Items variables;
+  bool all_built;                  // the variables that were built are meant, none are named
   std::vector<py::object> copies;  // of gradients that cannot be read as they are
   std::vector<bool> seen;          // which variables came; filled where the order is not that of build
   std::size_t given = 0;           // gradients that are not None
@@ -127,11 +128,9 @@ struct Plan::Call {
   }
 };
 
-inline bool Plan::is_unchanged(std::size_t index) const {
+inline bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
   const Built& built = built_[index];
-  ArrayView view;
-  return read_array(built.object.ptr(), view) && view.data == arrays_[index].variable &&
-         view.dtype == arrays_[index].dtype && view.has_shape(built.ndim, shape_of(built)) && view.contiguous() &&
+  return view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype && view.has_shape(built.ndim, shape_of(built)) && view.contiguous() &&
          view.aligned() && view.writeable();
 }
 
@@ -148,12 +147,16 @@ inline void Plan::set_gradient(std::size_t index, Gradient gradient) {
   current = gradient;
 }
 
-// What nearly every array of nearly every step is: a variable in its place with a plain gradient. True
-// where all is right; whatever else it is, is looked at with care.
+// What nearly every array of nearly every step is: a variable in its place, unchanged, with a plain
+// gradient if it had one in the call before. Anything else, good or bad, is looked at with care. Many
+// threads may be here while the calling one has the GIL: Python's objects are only read.
 inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
-  const Built& built = built_[index];
   ArrayView view;
-  if (!is_unchanged(index) || !read_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
+  if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
+  const bool had_gradient = gradients_[index].data != nullptr;
+  if (gradient == Py_None) return !had_gradient;
+  const Built& built = built_[index];
+  if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
       !view.contiguous() || !view.aligned()) {
     return false;
   }
@@ -161,6 +164,24 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
   if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
   set_gradient(index, {view.data, view.dtype});
+  return true;
+}
+
+bool Plan::take_ordinary(const Call& call, std::size_t begin, std::size_t end) {
+  for (std::size_t i = begin; i < end; ++i) {
+    // The objects lie all over the memory, and their shapes elsewhere again.
+    constexpr std::size_t far = 32, near = 16;
+    if (i + far < end) {
+      prefetch_array(call.grads[i + far]);
+      prefetch_array(built_[i + far].object.ptr());
+    }
+    if (i + near < end) {
+      prefetch_shape(call.grads[i + near]);
+      prefetch_shape(built_[i + near].object.ptr());
+    }
+    if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
+    if (!take_ordinary(call.grads[i], i)) return false;
+  }
   return true;
 }
 
@@ -423,30 +444,20 @@ void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t p
 }
 
 // Reads and checks everything; raises before anything is written.
-void Plan::take_all(Call& call, bool all_built) {
+void Plan::take_all(Call& call) {
   const std::size_t given = call.grads.size();
   for (std::size_t position = 0; position < given; ++position) {
-    constexpr std::size_t far = 32, near = 16;
-    if (position + far < given) prefetch_array(call.grads[position + far]);
-    if (position + far < count()) prefetch_array(built_[position + far].object.ptr());
-    if (position + near < given) prefetch_shape(call.grads[position + near]);
-    if (position + near < count()) prefetch_shape(built_[position + near].object.ptr());
-
-    PyObject* const gradient = call.grads[position];
     const bool in_place =
-        position < count() && (all_built || call.variables[position] == built_[position].object.ptr());
-    if (in_place && call.seen.empty() && take_ordinary(gradient, position)) {
-      ++call.given;
-      continue;
-    }
+        position < count() && (call.all_built || call.variables[position] == built_[position].object.ptr());
     const std::size_t index = in_place ? position : look_up(call.variables[position], position, call);
     if (!call.seen.empty()) {
       if (call.seen[index]) refuse_value(who_ + label("variables", position, index) + " comes twice");
       call.seen[index] = true;
     }
-    if (!is_unchanged(index)) refuse_changed(index, position);
-    if (gradient != Py_None) {
-      take_gradient(gradient, index, position, call);
+    ArrayView view;
+    if (!read_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) refuse_changed(index, position);
+    if (call.grads[position] != Py_None) {
+      take_gradient(call.grads[position], index, position, call);
     } else {
       set_gradient(index, {nullptr, DType::float32});
     }
@@ -457,28 +468,14 @@ void Plan::take_all(Call& call, bool all_built) {
   for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
     if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, DType::float32});
   }
+  if (costs_known_) return;
+  for (std::size_t i = 0; i < count(); ++i) {
+    cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
+  }
+  costs_known_ = true;
 }
 
-std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
-  const Exclusive exclusive(*this);
-  const bool all_built = variables.is_none();
-  Call call{Items(grads, who_, "grads"), Items(all_built ? py::tuple() : variables, who_, "variables"), {}, {}};
-  const std::size_t expected = all_built ? count() : call.variables.size();
-  if (call.grads.size() != expected) {
-    refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
-                 std::to_string(expected));
-  }
-  if (expected == 0) return calls;
-  check_learning_rate(learning_rate);
-  take_all(call, all_built);
-
-  // Nothing can be refused from here on.
-  if (!costs_known_) {
-    for (std::size_t i = 0; i < count(); ++i) {
-      cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
-    }
-    costs_known_ = true;
-  }
+Step Plan::describe_step(double learning_rate) const {
   Step step = {};
   step.rule = rule_;
   step.hyperparameters = hyperparameters_;
@@ -493,20 +490,55 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
   for (int k = 0; k < rule_of(rule_).slot_count; ++k) {
     step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
   }
-  const auto cost = static_cast<double>(cost_before_[count()]);
-  const bool is_long = cost * seconds_per_cost_ > long_step_seconds;
-  if (is_long) call.hold();
+  return step;
+}
+
+bool Plan::is_long() const { return static_cast<double>(cost_before_[count()]) * seconds_per_cost_ > long_step_seconds; }
+
+// Runs a step, on the clock. False, with nothing changed, where the check says so.
+bool Plan::run_timed(const Step& step, const Check* check) {
   const auto start = std::chrono::steady_clock::now();
-  if (is_long) {
-    const py::gil_scoped_release release;
-    run(step, current_target());
-  } else {
-    run(step, current_target());
-  }
+  if (!run(step, current_target(), check)) return false;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  seconds_per_cost_ = std::min(seconds.count() / cost, 2 * seconds_per_cost_);
+  seconds_per_cost_ =
+      std::min(seconds.count() / static_cast<double>(cost_before_[count()]), 2 * seconds_per_cost_);
   ++calls;
   ++updates;
+  return true;
+}
+
+std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
+  const Exclusive exclusive(*this);
+  const bool all_built = variables.is_none();
+  Call call{Items(grads, who_, "grads"), Items(all_built ? py::tuple() : variables, who_, "variables"), all_built, {}, {}};
+  const std::size_t expected = all_built ? count() : call.variables.size();
+  if (call.grads.size() != expected) {
+    refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
+                 std::to_string(expected));
+  }
+  if (expected == 0) return calls;
+  check_learning_rate(learning_rate);
+
+  const Step step = describe_step(learning_rate);
+  const bool may_be_ordinary = costs_known_ && expected == count();
+  if (may_be_ordinary && !is_long()) {
+    std::pair<Plan*, const Call*> context{this, &call};
+    const Check check{[](void* from, std::size_t begin, std::size_t end) {
+                        const auto& [plan, items] = *static_cast<decltype(context)*>(from);
+                        return plan->take_ordinary(*items, begin, end);
+                      },
+                      &context};
+    if (run_timed(step, &check)) return calls;
+  }
+  if (!(may_be_ordinary && take_ordinary(call, 0, count()))) take_all(call);
+  // Nothing can be refused from here on.
+  if (is_long()) {
+    call.hold();
+    const py::gil_scoped_release release;
+    run_timed(step, nullptr);
+  } else {
+    run_timed(step, nullptr);
+  }
   return calls;
 }
 

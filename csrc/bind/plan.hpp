@@ -11,6 +11,7 @@
 
 #include "bind/arrays.hpp"
 #include "core/step.hpp"
+#include "cpu/run.hpp"
 
 namespace fusedstep {
 
@@ -81,13 +82,17 @@ class Plan {
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
   void check_learning_rate(double learning_rate) const;
-  bool is_unchanged(std::size_t index) const;
+  bool is_unchanged(std::size_t index, const ArrayView& view) const;
   bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const;
   bool take_ordinary(PyObject* gradient, std::size_t index);
+  bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
   [[noreturn]] void refuse_changed(std::size_t index, std::size_t position) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
-  void take_all(Call& call, bool all_built);
+  void take_all(Call& call);
+  Step describe_step(double learning_rate) const;
+  bool is_long() const;
+  bool run_timed(const Step& step, const Check* check);
   void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
   [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const;
   void set_gradient(std::size_t index, Gradient gradient);

@@ -25,6 +25,7 @@ struct Place {
 // Where part `part` of `parts` begins; the last one ends where part number `parts` would begin.
 inline Place part_begin(const Step& step, std::uint64_t part, std::uint64_t parts) {
   const std::uint64_t total = step.cost_before[step.count];
+  if (part == 0) return {0, 0};
   if (part == parts) return {step.count, 0};
   // total / parts * part and the remainder's share apart: total * part could overflow.
   const std::uint64_t cost = total / parts * part + total % parts * part / parts;

@@ -50,7 +50,7 @@ void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Plac
 
 }  // namespace
 
-void run(const Step& step, const Target& target) {
+bool run(const Step& step, const Target& target, const Check* check) {
   const Rule& rule = target.rules[step.rule];
   RuleInMemory made[compute_types];
   {
@@ -60,17 +60,36 @@ void run(const Step& step, const Target& target) {
     }
   }
 
+  // Each thread checks the arrays that begin in its share.
+  const auto check_share = [&](Place begin, Place end) {
+    const auto first_beginning = [](Place place) { return place.array + (place.element > 0 ? 1 : 0); };
+    return check == nullptr || check->is_good(check->context, first_beginning(begin), first_beginning(end));
+  };
+  const auto run_share = [&](Place begin, Place end) {
+    const DefaultFloatEnvironment environment;
+    run_part(step, rule, made, begin, end);
+  };
+
   const std::uint64_t worthwhile = step.cost_before[step.count] / cost_per_thread;
   const int threads = static_cast<int>(std::clamp<std::uint64_t>(worthwhile, 1, thread_count()));
-  const auto run_share = [&](int thread, int of) {
-    const DefaultFloatEnvironment environment;
-    run_part(step, rule, made, part_begin(step, thread, of), part_begin(step, thread + 1, of));
-  };
-  if (threads == 1) return run_share(0, 1);
+  if (threads == 1) {
+    const Place begin = {0, 0}, end = {step.count, 0};
+    if (!check_share(begin, end)) return false;
+    run_share(begin, end);
+    return true;
+  }
+  std::atomic<bool> good{true};
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
-  run_share(omp_get_thread_num(), omp_get_num_threads());
+  {
+    const Place begin = part_begin(step, omp_get_thread_num(), omp_get_num_threads());
+    const Place end = part_begin(step, omp_get_thread_num() + 1, omp_get_num_threads());
+    if (!check_share(begin, end)) good = false;
+#pragma omp barrier
+    if (good) run_share(begin, end);
+  }
 #endif
+  return good;
 }
 
 int thread_count() {

@@ -1,0 +1,89 @@
+"""What all tests share: the targets of this machine, threads, variants of every optimizer, and arrays."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fusedstep
+from fusedstep import Optimizer, _native
+from fusedstep.optimizers import ALL
+from fusedstep.optimizers.hyperparameters import Hyperparameter
+
+Array = npt.NDArray[Any]
+
+TARGETS = [name for name, supported in _native.targets().items() if supported]
+DTYPES: list[Any] = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each target that this CPU runs, in turn."""
+    before = _native.current_target()
+    _native.select_target(request.param)
+    yield request.param
+    _native.select_target(before)
+
+
+@pytest.fixture(params=[1, 2, 7])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Some numbers of threads, more than there are CPUs among them."""
+    fusedstep.set_num_threads(request.param)
+    yield request.param
+    fusedstep.set_num_threads(None)
+
+
+def variants() -> list[Optimizer]:
+    """Every optimizer in every combination of its switches, read from the declarations.
+
+    A hyperparameter is a switch where it is a bool, has choices, or is a number that is off by default.
+    """
+    found: list[Optimizer] = []
+    for cls in ALL:
+        switches: dict[str, tuple[Any, ...]] = {}
+        for name, parameter in cls._hyperparameters.items():
+            if name in vars(Optimizer) or not isinstance(parameter, Hyperparameter):
+                continue
+            if isinstance(parameter.default, bool):
+                switches[name] = (False, True)
+            elif parameter.choices:
+                switches[name] = parameter.choices
+            elif parameter.default == 0:
+                switches[name] = (0.0, 0.875)
+        for values in itertools.product(*switches.values()):
+            arguments: dict[str, Any] = dict(zip(switches, values, strict=True))
+            try:
+                found.append(cls(0.01, **arguments))
+            except ValueError:  # switches that contradict each other
+                continue
+    return found
+
+
+VARIANTS = variants()
+STAGES: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.01},
+    {"l2": 0.02},
+    {"weight_decay": 0.01, "l2": 0.02, "maximize": True},
+]
+
+
+def with_arguments(optimizer: Optimizer, **arguments: Any) -> Optimizer:
+    """An optimizer like this one, but for the arguments."""
+    return type(optimizer).from_config(optimizer.get_config() | arguments)
+
+
+def random_array(rng: np.random.Generator, shape: Any, dtype: Any, special: bool = False) -> Array:
+    """Ordinary values, or with zeros, subnormals, huge values, inf and NaN among them."""
+    values = rng.standard_normal(shape)
+    if special and values.size:
+        tiny, huge = (2.0**-149, 2.0**100) if dtype != np.float16 else (2.0**-24, 60000.0)
+        chosen = np.array([0.0, -0.0, tiny, -3 * tiny, 2.0**-126, huge, -huge, np.inf, -np.inf, np.nan, 1.0])
+        places = rng.random(shape) < 0.3
+        values = np.where(places, rng.choice(chosen, shape), values)
+    with np.errstate(all="ignore"):
+        return np.asarray(values).astype(dtype)

@@ -1,0 +1,159 @@
+"""What every optimizer computes: the plain definition in NumPy, in the kernels' order of operations.
+
+Kernels must give these bits. A reference function gets the variable and the gradient of one array in the
+compute type, its slots (which it replaces), the configuration, the learning rate and the update's number t,
+and returns the new variable. Coefficients are Python floats, rounded once to the compute type C.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fusedstep
+from fusedstep import Optimizer
+
+Array = npt.NDArray[Any]
+Slots = dict[str, Array]
+Config = dict[str, Any]
+
+
+def power(base: float, exponent: int) -> float:
+    """base**exponent by binary exponentiation, least significant bit first."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def maximum(a: Array, b: Array | np.floating[Any]) -> Array:
+    """The larger one; NaN where a is."""
+    return np.where((a > b) | (a != a), a, b)
+
+
+def sgd(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    if h["momentum"] == 0:
+        return p - C(lr) * g
+    torch = h["form"] == "torch"
+    a = C(h["momentum"])
+    b = C((1 if t == 1 else 1 - h["dampening"]) if torch else -lr)
+    s["momentum"] = (a * s["momentum"]) + (b * g)
+    if h["nesterov"]:
+        c = C(-lr * h["momentum"] if torch else h["momentum"])
+        return p + ((c * s["momentum"]) + (C(-lr) * g))
+    return p + C(-lr if torch else 1) * s["momentum"]
+
+
+def adam(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    correction_1 = 1 - power(h["beta_1"], t)
+    correction_2 = math.sqrt(1 - power(h["beta_2"], t))
+    a = C(lr * correction_2 / correction_1 if h["epsilon_hat"] else lr / correction_1)
+    r = C(1 if h["epsilon_hat"] else 1 / correction_2)
+    s["momentum"] = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["velocity"] = (C(h["beta_2"]) * s["velocity"]) + (C(1 - h["beta_2"]) * (g * g))
+    v = s["velocity"]
+    if h["amsgrad"]:
+        v = s["velocity_hat"] = maximum(s["velocity_hat"], v)
+    return p - (a * s["momentum"]) / ((np.sqrt(v) * r) + C(h["epsilon"]))
+
+
+def rmsprop(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    torch = h["form"] == "torch"
+    inside, outside = (C(0), C(h["epsilon"])) if torch else (C(h["epsilon"]), C(0))
+    k = C(1 if torch and h["momentum"] != 0 else lr)
+    s["velocity"] = (C(h["rho"]) * s["velocity"]) + (C(1 - h["rho"]) * (g * g))
+    d = s["velocity"]
+    if h["centered"]:
+        q = s["average_gradient"] = (C(h["rho"]) * s["average_gradient"]) + (C(1 - h["rho"]) * g)
+        d = maximum(d - q * q, C(0))
+    u = (k * g) / (np.sqrt(d + inside) + outside)
+    if h["momentum"] == 0:
+        return p - u
+    s["momentum"] = (C(h["momentum"]) * s["momentum"]) + u
+    return p - C(lr if torch else 1) * s["momentum"]
+
+
+def adagrad(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    torch = h["form"] == "torch"
+    inside, outside = (C(0), C(h["epsilon"])) if torch else (C(h["epsilon"]), C(0))
+    k = C(lr / (1 + (t - 1) * h["learning_rate_decay"]) if torch else lr)
+    s["accumulator"] = s["accumulator"] + g * g
+    return p - (k * g) / (np.sqrt(s["accumulator"] + inside) + outside)
+
+
+REFERENCES: dict[type[Optimizer], Callable[[Array, Array, Slots, Config, float, int], Array]] = {
+    fusedstep.SGD: sgd,
+    fusedstep.Adam: adam,
+    fusedstep.AdamW: adam,
+    fusedstep.RMSprop: rmsprop,
+    fusedstep.Adagrad: adagrad,
+}
+
+
+class Reference:
+    """The steps of an optimizer on its own copies of the variables."""
+
+    def __init__(self, optimizer: Optimizer, variables: Sequence[Array]) -> None:
+        self.rule = REFERENCES[type(optimizer)]
+        self.config = optimizer.get_config()
+        self.variables = [variable.copy() for variable in variables]
+        self.slots: list[Slots] = [{} for _ in variables]
+        for slots, variable in zip(self.slots, variables, strict=True):
+            compute = np.float64 if variable.dtype == np.float64 else np.float32
+            for name in slot_names(optimizer):
+                initial = self.config["initial_accumulator_value"] if name == "accumulator" else 0
+                slots[name] = np.full(variable.shape, initial, compute)
+        self.t = 0
+
+    def apply(self, grads: Sequence[Any]) -> None:
+        """Take one step: the stages around the rule, then the rule."""
+        self.t += 1
+        lr, h = self.config["learning_rate"], self.config
+        for variable, slots, gradient in zip(self.variables, self.slots, grads, strict=True):
+            if gradient is None:
+                continue
+            compute = np.float64 if variable.dtype == np.float64 else np.float32
+            with np.errstate(all="ignore"):
+                p = variable.astype(compute)
+                g = np.asarray(gradient).astype(compute)
+                if h["maximize"]:
+                    g = -g
+                if h["l2"]:
+                    g = g + compute(h["l2"]) * p
+                if h["weight_decay"]:
+                    p = p - p * compute(h["weight_decay"] * lr)
+                variable[...] = self.rule(p, g, slots, h, lr, self.t).astype(variable.dtype)
+
+
+def slot_names(optimizer: Optimizer) -> list[str]:
+    """The names of the slots that these hyperparameters ask for."""
+    probe = np.zeros(1)
+    clone = type(optimizer).from_config(optimizer.get_config())
+    clone.build([probe])
+    return list(clone.slots(probe))
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same bits, taking any NaN for any other."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    unsigned = {2: np.uint16, 4: np.uint32, 8: np.uint64}[a.dtype.itemsize]
+    equal = np.ascontiguousarray(a).view(unsigned) == np.ascontiguousarray(b).view(unsigned)
+    return bool(np.all(equal | (np.isnan(a) & np.isnan(b))))
+
+
+def assert_same(optimizer: Optimizer, variables: Sequence[Array], reference: Reference) -> None:
+    """Every variable and slot has the reference's bits."""
+    for index, (variable, expected) in enumerate(zip(variables, reference.variables, strict=True)):
+        assert same_bits(variable, expected), f"{optimizer}: variable {index} of {variable.dtype}, {variable.shape}"
+        for name, slot in optimizer.slots(variable).items():
+            assert same_bits(slot, reference.slots[index][name]), f"{optimizer}: {name} of variable {index}"

@@ -1,0 +1,124 @@
+"""Formulas: the trajectories that Keras and PyTorch computed (golden/README.md)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fusedstep import Optimizer
+from fusedstep.optimizers import ALL
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "golden.npz")
+META = json.loads(str(GOLDEN["meta"]))
+CLASSES = {cls.__name__: cls for cls in ALL}
+
+# Names and defaults of PyTorch's where they differ from Keras'.
+TORCH_NAMES = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho", "lr_decay": "learning_rate_decay"}
+SLOT_NAMES = {
+    "momentum_buffer": "momentum",
+    "exp_avg": "momentum",
+    "exp_avg_sq": "velocity",
+    "max_exp_avg_sq": "velocity_hat",
+    "square_avg": "velocity",
+    "grad_avg": "average_gradient",
+    "sum": "accumulator",
+}
+TORCH_DEFAULTS: dict[str, dict[str, Any]] = {
+    "SGD": {"form": "torch"},
+    "Adam": {"learning_rate": 1e-3, "epsilon": 1e-8},
+    "AdamW": {"learning_rate": 1e-3, "epsilon": 1e-8, "weight_decay": 0.01},
+    "RMSprop": {"learning_rate": 0.01, "rho": 0.99, "epsilon": 1e-8, "form": "torch"},
+    "Adagrad": {"learning_rate": 0.01, "epsilon": 1e-10, "initial_accumulator_value": 0.0, "form": "torch"},
+}
+
+
+def keras_arguments(case: dict[str, Any]) -> dict[str, Any]:
+    arguments = dict(case["kw"])
+    if case["cls"] in ("Adam", "AdamW"):
+        arguments["epsilon_hat"] = True
+    return arguments
+
+
+def torch_arguments(case: dict[str, Any]) -> dict[str, Any]:
+    arguments = dict(TORCH_DEFAULTS[case["cls"]])
+    for name, value in case["kw"].items():
+        if name == "betas":
+            arguments["beta_1"], arguments["beta_2"] = value
+        elif name == "weight_decay" and case["cls"] != "AdamW":
+            arguments["l2"] = value
+        else:
+            arguments[TORCH_NAMES.get(name, name)] = value
+    return arguments
+
+
+ARGUMENTS = {"keras": keras_arguments, "torch": torch_arguments}
+
+
+def covered(library: str) -> list[tuple[str, int]]:
+    """The cases of the optimizers and options that there are."""
+    found = []
+    for index, case in enumerate(META["libs"][library]["main"]):
+        cls = CLASSES.get(case["cls"])
+        if cls is None or {"schedule", "exclude", "wrap"} & case.keys():
+            continue
+        if ARGUMENTS[library](case).keys() <= cls._hyperparameters.keys():
+            found.append((library, index))
+    return found
+
+
+CASES = covered("keras") + covered("torch")
+
+
+def test_number_of_cases() -> None:
+    """A change that drops cases silently is seen here."""
+    assert (len(covered("keras")), len(covered("torch"))) == (31, 24)
+
+
+def run(
+    case: dict[str, Any], optimizer: Optimizer, dtype: Any
+) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]:
+    """The concatenated variables after each step, and the slots after the last."""
+    arrays = META["suites"]["main"]
+    start = GOLDEN["suite/main/params"].astype(dtype)
+    variables = {a["name"]: start[a["start"] : a["stop"]].reshape(a["shape"]).copy() for a in arrays}
+    optimizer.build(variables)
+    trajectory = []
+    for step, flat in enumerate(GOLDEN["suite/main/grads"].astype(dtype)):
+        if str(step) in case.get("set_lr", {}):
+            optimizer.learning_rate = case["set_lr"][str(step)]
+        grads = {a["name"]: flat[a["start"] : a["stop"]].reshape(a["shape"]) for a in arrays}
+        grads |= dict.fromkeys(case.get("none", {}).get(str(step), []))
+        names = case.get("order", {}).get(str(step), list(variables))
+        optimizer.apply([grads[name] for name in names], [variables[name] for name in names])
+        trajectory.append(np.concatenate([variable.ravel() for variable in variables.values()]))
+    slots: dict[str, npt.NDArray[Any]] = {}
+    for name in optimizer.slots(variables["w"]):
+        slots[name] = np.concatenate([optimizer.slots(v)[name].ravel() for v in variables.values()])
+    return np.array(trajectory), slots
+
+
+def largest_so_far(trajectory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The largest magnitude that each element has had, after each step."""
+    with_start = np.vstack([GOLDEN["suite/main/params"], trajectory]).astype(np.float64)
+    return np.maximum(np.maximum.accumulate(np.abs(with_start))[1:], 1e-30)
+
+
+@pytest.mark.parametrize(
+    ("library", "index"), CASES, ids=[f"{lib}-{META['libs'][lib]['main'][i]['id']}" for lib, i in CASES]
+)
+def test_trajectory(library: str, index: int) -> None:
+    case = META["libs"][library]["main"][index]
+    arguments = ARGUMENTS[library](case)
+    in_float32, slots = run(case, CLASSES[case["cls"]](**arguments), np.float32)
+    in_float64, _ = run(case, CLASSES[case["cls"]](**arguments), np.float64)
+    theirs = GOLDEN[f"{library}/main/p32"][index].astype(np.float64)
+    scale = largest_so_far(theirs)
+    assert np.max(np.abs(in_float32 - theirs) / scale) < 5e-5
+    assert np.max(np.abs(in_float64[-1] - GOLDEN[f"{library}/main/p64_last"][index]) / scale[-1]) < 1e-6
+    for row, name in enumerate(case["slots"]):
+        their_slot = GOLDEN[f"{library}/main/slots"][index, row].astype(np.float64)
+        difference = np.abs(slots[SLOT_NAMES.get(name, name)] - their_slot)
+        assert np.max(difference) < 5e-5 * np.max(np.abs(their_slot))

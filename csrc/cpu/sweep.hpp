@@ -1,8 +1,8 @@
 // The loop: one rule over consecutive elements, and the stages around it.
 //
 // A stage is a loop of its own over a tile that stays in L1, so stages compose instead of
-// multiplying: load and widen, factor, L2, decay, the rule, store. Where no stage is on and nothing
-// has to be converted only the rule is left, and the whole slice is its tile.
+// multiplying with rules: load and widen, factor, L2, decay, the rule, store. Where no stage is on and
+// nothing has to be converted only the rule is left, over the whole slice.
 #pragma once
 
 #include <utility>
@@ -82,46 +82,65 @@ inline void store(const double*, void*, DType, std::int64_t, std::int64_t) {}  /
 constexpr DType dtype_of(float) { return DType::float32; }
 constexpr DType dtype_of(double) { return DType::float64; }
 
-template <class Rule, class C>
-void slice(const void* rule, const Stages& stages, void* variable, DType variable_dtype, const void* gradient,
-           DType gradient_dtype, void* const* slots, std::int64_t size) {
-  const bool variable_in_place = variable_dtype == dtype_of(C());
-  const bool gradient_in_place = gradient_dtype == dtype_of(C());
-  const bool staged = stages.factor.on || stages.l2.on || stages.decay.on;
-  const std::int64_t tile = variable_in_place && gradient_in_place && !staged ? size : tile_size;
+// A rule over a tile: sweep_aligned for one rule.
+template <class C>
+using RuleOverTile = void (*)(const void* rule, C* p, const C* g, C* const* slots, std::int64_t size);
 
+// What `slice` gets, apart from the rule.
+struct Operands {
+  void* variable;
+  DType variable_dtype;
+  const void* gradient;
+  DType gradient_dtype;
+  void* const* slots;
+  int slot_count;
+  std::int64_t size;
+};
+
+template <class C>
+[[gnu::noinline]] void sweep_staged(RuleOverTile<C> over_tile, const void* rule, const Stages& stages,
+                                    const Operands& o) {
   alignas(64) C p_tile[tile_size];
-  alignas(64) C h_tile[tile_size];
-  for (std::int64_t begin = 0; begin < size; begin += tile) {
-    const std::int64_t count = size - begin < tile ? size - begin : tile;
-    C* p = p_tile;
-    if (variable_in_place) {
-      p = static_cast<C*>(variable) + begin;
-    } else {
-      load(variable, variable_dtype, begin, p_tile, count);
-    }
-    const C* h = static_cast<const C*>(gradient) + begin;
-    if (!gradient_in_place || staged) {
-      // A copy even where only the variable changes before the rule: the gradient may be its memory.
-      load(gradient, gradient_dtype, begin, h_tile, count);
-      h = h_tile;
-    }
+  alignas(64) C h[tile_size];
+  const bool in_place = o.variable_dtype == dtype_of(C());
+  for (std::int64_t begin = 0; begin < o.size; begin += tile_size) {
+    const std::int64_t size = o.size - begin < tile_size ? o.size - begin : tile_size;
+    C* const p = in_place ? static_cast<C*>(o.variable) + begin : p_tile;
+    if (!in_place) load(o.variable, o.variable_dtype, begin, p, size);
+    // Always a copy: the gradient may be the variable's memory, which changes before the rule.
+    load(o.gradient, o.gradient_dtype, begin, h, size);
     if (stages.factor.on) {
       const C factor = static_cast<C>(stages.factor.coefficient);
-      for (std::int64_t i = 0; i < count; ++i) h_tile[i] = h_tile[i] * factor;
+      for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
     }
     if (stages.l2.on) {
       const C l2 = static_cast<C>(stages.l2.coefficient);
-      for (std::int64_t i = 0; i < count; ++i) h_tile[i] = h_tile[i] + l2 * p[i];
+      for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
     }
     if (stages.decay.on) {
       const C decay = static_cast<C>(stages.decay.coefficient);
-      for (std::int64_t i = 0; i < count; ++i) p[i] = p[i] - p[i] * decay;
+      for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
     }
-    C* s[max_slots];
-    for (int k = 0; k < Rule::slots.count; ++k) s[k] = static_cast<C*>(slots[k]) + begin;
-    sweep_aligned<Rule>(rule, p, h, s, count);
-    if (!variable_in_place) store(p_tile, variable, variable_dtype, begin, count);
+    C* slots[max_slots];
+    for (int k = 0; k < o.slot_count; ++k) slots[k] = static_cast<C*>(o.slots[k]) + begin;
+    over_tile(rule, p, h, slots, size);
+    if (!in_place) store(p, o.variable, o.variable_dtype, begin, size);
+  }
+}
+
+template <class Rule, class C>
+void slice(const void* rule, const Stages& stages, void* variable, DType variable_dtype, const void* gradient,
+           DType gradient_dtype, void* const* slots, std::int64_t size) {
+  constexpr int slot_count = Rule::slots.count;
+  const bool bare = variable_dtype == dtype_of(C()) && gradient_dtype == dtype_of(C()) && !stages.factor.on &&
+                    !stages.l2.on && !stages.decay.on;
+  if (bare) {
+    C* s[slot_count + 1];
+    for (int k = 0; k < slot_count; ++k) s[k] = static_cast<C*>(slots[k]);
+    sweep_aligned<Rule>(rule, static_cast<C*>(variable), static_cast<const C*>(gradient), s, size);
+  } else {
+    sweep_staged<C>(sweep_aligned<Rule, C>, rule, stages,
+                    {variable, variable_dtype, gradient, gradient_dtype, slots, slot_count, size});
   }
 }
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import fusedstep
 from fusedstep import Optimizer
 
-Array = npt.NDArray[Any]
+Array = Any  # of the compute type, which NumPy's annotations cannot follow
 Slots = dict[str, Array]
 Config = dict[str, Any]
 
@@ -31,7 +30,7 @@ def power(base: float, exponent: int) -> float:
     return result
 
 
-def maximum(a: Array, b: Array | np.floating[Any]) -> Array:
+def maximum(a: Array, b: Any) -> Array:
     """The larger one; NaN where a is."""
     return np.where((a > b) | (a != a), a, b)
 
@@ -99,6 +98,11 @@ REFERENCES: dict[type[Optimizer], Callable[[Array, Array, Slots, Config, float, 
 }
 
 
+def compute_type(dtype: Any) -> Any:
+    """What a variable of this dtype is computed in."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
 class Reference:
     """The steps of an optimizer on its own copies of the variables."""
 
@@ -108,7 +112,7 @@ class Reference:
         self.variables = [variable.copy() for variable in variables]
         self.slots: list[Slots] = [{} for _ in variables]
         for slots, variable in zip(self.slots, variables, strict=True):
-            compute = np.float64 if variable.dtype == np.float64 else np.float32
+            compute = compute_type(variable.dtype)
             for name in slot_names(optimizer):
                 initial = self.config["initial_accumulator_value"] if name == "accumulator" else 0
                 slots[name] = np.full(variable.shape, initial, compute)
@@ -121,7 +125,7 @@ class Reference:
         for variable, slots, gradient in zip(self.variables, self.slots, grads, strict=True):
             if gradient is None:
                 continue
-            compute = np.float64 if variable.dtype == np.float64 else np.float32
+            compute = compute_type(variable.dtype)
             with np.errstate(all="ignore"):
                 p = variable.astype(compute)
                 g = np.asarray(gradient).astype(compute)
@@ -154,6 +158,8 @@ def same_bits(a: Array, b: Array) -> bool:
 def assert_same(optimizer: Optimizer, variables: Sequence[Array], reference: Reference) -> None:
     """Every variable and slot has the reference's bits."""
     for index, (variable, expected) in enumerate(zip(variables, reference.variables, strict=True)):
-        assert same_bits(variable, expected), f"{optimizer}: variable {index} of {variable.dtype}, {variable.shape}"
+        assert same_bits(variable, expected), (
+            f"{optimizer}: variable {index} of {variable.dtype}, {variable.shape}"
+        )
         for name, slot in optimizer.slots(variable).items():
             assert same_bits(slot, reference.slots[index][name]), f"{optimizer}: {name} of variable {index}"

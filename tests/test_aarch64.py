@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
-from reference import Reference, same_bits, slot_names
 
+from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
 from fusedstep import Optimizer, _native
 from fusedstep.optimizers.hyperparameters import Hyperparameter
+from reference import Reference, same_bits, slot_names
 
 ROOT = Path(__file__).parent.parent
-COMPILER, EMULATOR, CMAKE = (shutil.which(tool) for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake"))
+COMPILER, EMULATOR, CMAKE = (
+    shutil.which(tool) for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")
+)
 UPDATES = 3
 
 pytestmark = pytest.mark.skipif(
@@ -58,7 +60,11 @@ def describe(optimizer: Optimizer, variables: list[npt.NDArray[Any]], grads: lis
     decay = (config["weight_decay"] or 0.0) * config["learning_rate"]
     content = [struct.pack("<i", len(rule)), rule.encode(), struct.pack(f"<{len(numbers)}d", *numbers)]
     content.append(struct.pack("<d", config["learning_rate"]))
-    for coefficient, on in ((-1.0, config["maximize"]), (config["l2"] or 0.0, config["l2"]), (decay, decay != 0)):
+    for coefficient, on in (
+        (-1.0, config["maximize"]),
+        (config["l2"] or 0.0, config["l2"]),
+        (decay, decay != 0),
+    ):
         content.append(struct.pack("<id", bool(on), coefficient))
     content.append(struct.pack("<ii", UPDATES, len(variables)))
     numbers_of_dtypes = {np.dtype(dtype): number for number, dtype in enumerate(DTYPES)}
@@ -77,7 +83,9 @@ def test_bits_on_aarch64(variant: Optimizer, step_file: Path, tmp_path: Path) ->
     variables = [random_array(rng, size, p, special=size > 100) for size, p, _ in cases]
     grads = [random_array(rng, size, g, special=size > 100) for size, _, g in cases]
     (tmp_path / "steps").write_bytes(describe(optimizer, variables, grads))
-    subprocess.run([str(EMULATOR), str(step_file), str(tmp_path / "steps"), str(tmp_path / "result")], check=True)
+    subprocess.run(
+        [str(EMULATOR), str(step_file), str(tmp_path / "steps"), str(tmp_path / "result")], check=True
+    )
     result = (tmp_path / "result").read_bytes()
 
     reference = Reference(optimizer, variables)

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
-from reference import REFERENCES, Reference, assert_same
 
+from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
 from fusedstep import Adam, Optimizer
 from fusedstep.optimizers import ALL
+from reference import REFERENCES, Reference, assert_same
 
 SIZES = [0, 1, 3, 15, 16, 17, 511, 512, 513, 4097]
 PAIRS = list(itertools.product(DTYPES, DTYPES))

@@ -6,6 +6,7 @@ Compiles csrc/cpu/target.cpp with the commands of the package's build. GCC on x8
 import json
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,12 +27,26 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, check=True, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The build's command for each target, writing to a file of its own."""
     build = tmp_path_factory.mktemp("compiled")
     options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DFUSEDSTEP_STEP_FILE=ON", "-DCMAKE_BUILD_TYPE=Release"]
-    command = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_CXX_COMPILER=g++", *options]
+    command = [
+        "cmake",
+        "-G",
+        "Ninja",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        "-DCMAKE_CXX_COMPILER=g++",
+        *options,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     found = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
@@ -45,10 +60,9 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("target", VECTOR_BYTES)
 def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None:
     """Each loop of sweep.hpp, in each of its instances, in the target's widest vectors."""
-    done = subprocess.run(
-        f"{commands[target]} -fopt-info-vec-optimized", shell=True, check=True, capture_output=True, text=True
-    )
-    vectorised = re.findall(rf"sweep\.hpp:(\d+):.*loop vectorized using {VECTOR_BYTES[target]} byte", done.stderr)
+    messages = run(*shlex.split(commands[target]), "-fopt-info-vec-optimized").stderr
+    widest = rf"sweep\.hpp:(\d+):.*loop vectorized using {VECTOR_BYTES[target]} byte"
+    vectorised = re.findall(widest, messages)
     loops = {
         number: line.strip()
         for number, line in enumerate(SWEEP.read_text().splitlines(), 1)
@@ -56,7 +70,7 @@ def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None
     }
     assert len(loops) == 6
     for number, line in loops.items():
-        # Two compute types: the rules twice, for heads and bodies; widening from four dtypes, narrowing to two.
+        # In two compute types: rules, for heads and bodies; widening, from four dtypes; narrowing, to two.
         expected = 2 * RULES if "begin; i < end" in line else 8 if "widen" in line else 2
         assert vectorised.count(str(number)) >= expected, f"{target}, line {number}: {line}"
 
@@ -64,16 +78,15 @@ def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None
 @pytest.mark.parametrize("target", VECTOR_BYTES)
 def test_nothing_is_shared_between_targets(target: str, commands: dict[str, str]) -> None:
     """A symbol outside of the target's namespace could be replaced by another target's at link time."""
-    compiler = commands[target]
-    subprocess.run(compiler, shell=True, check=True, capture_output=True)
-    match = re.search(r" -o (\S+)", compiler)
-    assert match is not None
-    symbols = subprocess.run(["nm", "-C", "--defined-only", match[1]], check=True, capture_output=True, text=True)
+    command = shlex.split(commands[target])
+    run(*command)
+    made = command[command.index("-o") + 1]
+    symbols = run("nm", "-C", "--defined-only", made)
     names = [line.split(maxsplit=2)[2] for line in symbols.stdout.splitlines()]
     shared = [name for name in names if not name.startswith((".L", f"fusedstep::{target}::"))]
     assert len(names) > 2 * RULES
     assert [name for name in shared if f" fusedstep::{target}::" not in name] == []
 
-    code = subprocess.run(["objdump", "-d", match[1]], check=True, capture_output=True, text=True).stdout
+    code = run("objdump", "-d", made).stdout
     assert re.search(r"\bv?sqrtps\b", code)
     assert not re.search(r"\bvf(n?m)(add|sub)", code), "contracted to fma"

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Reference, assert_same, same_bits
 
+from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
 from fusedstep import Optimizer
+from reference import Reference, assert_same, same_bits
 
 optimizers = st.builds(
     lambda variant, stages, lr: with_arguments(variant, learning_rate=lr, **stages),

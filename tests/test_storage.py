@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from reference import same_bits
 
 from fusedstep import SGD
+from reference import compute_type, same_bits
 
 HALVES = np.arange(2**16, dtype=np.uint16)
 
@@ -21,9 +21,9 @@ def through_a_step(gradient: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
 
 
 def expected(gradient: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
-    compute = np.float64 if dtype == np.float64 else np.float32
+    compute = compute_type(dtype)
     with np.errstate(all="ignore"):
-        return (compute(0) + gradient.astype(compute)).astype(dtype)
+        return np.asarray(compute(0) + gradient.astype(compute)).astype(dtype)
 
 
 @pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])

@@ -42,7 +42,7 @@ class Adagrad(Optimizer):
     array([0.92])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001)
+    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     initial_accumulator_value: float = hyperparameter(
         default=0.1, interval="[0, inf)", meaning="what the sum of squares starts with"
     )

@@ -50,7 +50,7 @@ class Adam(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001)
+    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="decay rate of the mean gradient")
     beta_2: float = hyperparameter(default=0.999, interval="[0, 1)", meaning="decay rate of the mean square")
     epsilon: float = hyperparameter(default=1e-7, interval="(0, inf)", meaning="keeps the denominator from 0")
@@ -82,5 +82,8 @@ class AdamW(Adam):
     """
 
     weight_decay: float | None = hyperparameter(
-        default=0.004, interval="[0, inf)", optional=True, meaning="decoupled weight decay, times the learning rate"
+        default=0.004,
+        interval="[0, inf)",
+        optional=True,
+        meaning="decoupled weight decay, times the learning rate",
     )

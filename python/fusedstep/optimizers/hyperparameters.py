@@ -119,9 +119,8 @@ def hyperparameter(
     interval: str = "(-inf, inf)",
     choices: tuple[T, ...] = (),
     optional: bool = False,
-    kw_only: bool = True,
 ) -> Any:
-    """Declare a hyperparameter.
+    """Declare a hyperparameter, an argument that must be named.
 
     Args:
         default: its default, which also tells its type: float, bool or str.
@@ -129,9 +128,7 @@ def hyperparameter(
         interval: where a number must lie, "[0, 1)", also after rounding to the compute type.
         choices: the values it may have, where they are few.
         optional: whether it may be None, which switches it off.
-        kw_only: for type checkers; only the learning rate may be given by position.
     """
-    assert kw_only
     return Hyperparameter(
         default=default, meaning=meaning, interval=interval, choices=choices, optional=optional
     )
@@ -143,8 +140,8 @@ class LearningRate:
     A callable gets the number of calls so far, or nothing where it takes no argument.
     """
 
-    def __init__(self, *, default: float, kw_only: bool = False) -> None:
-        assert not kw_only
+    def __init__(self, *, default: float, kw_only: bool) -> None:
+        assert not kw_only  # what type checkers read: the learning rate may be given by position
         self.default = default
         self.name = "learning_rate"
         self.meaning = "step size; a real number, or a callable from the number of calls so far to one"

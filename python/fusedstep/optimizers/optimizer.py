@@ -56,9 +56,12 @@ class Optimizer:
         name: the optimizer's name, the class's in lower case if empty.
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001)
+    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     weight_decay: float | None = hyperparameter(
-        default=None, interval="[0, inf)", optional=True, meaning="decoupled weight decay, times the learning rate"
+        default=None,
+        interval="[0, inf)",
+        optional=True,
+        meaning="decoupled weight decay, times the learning rate",
     )
     l2: float | None = hyperparameter(
         default=None, interval="[0, inf)", optional=True, meaning="weight of an L2 penalty"
@@ -101,7 +104,9 @@ class Optimizer:
             )
         if args:
             if "learning_rate" in kwargs:
-                raise TypeError(f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}")
+                raise TypeError(
+                    f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}"
+                )
             kwargs["learning_rate"] = args[0]
         for unknown in kwargs.keys() - cls._hyperparameters.keys():
             close = difflib.get_close_matches(unknown, cls._hyperparameters, n=1)
@@ -149,6 +154,7 @@ class Optimizer:
             ValueError: a variable is not contiguous, read-only, shares memory with another one, or was
                 built already.
 
+        >>> from fusedstep import Adam
         >>> w, b = np.zeros((2, 3)), np.zeros(3)
         >>> opt = Adam()
         >>> opt.build({"dense": {"kernel": w, "bias": b}})
@@ -207,6 +213,7 @@ class Optimizer:
                 or the learning rate is not finite.
             RuntimeError: an array is on a GPU, or another thread is in the middle of a step.
 
+        >>> from fusedstep import SGD
         >>> w = np.ones(3, dtype=np.float32)
         >>> opt = SGD(learning_rate=0.5)
         >>> opt.apply([np.array([0, 1, 2], dtype=np.float32)], [w])
@@ -292,7 +299,10 @@ class Optimizer:
     def variables(self) -> list[Array]:
         """The optimizer's own arrays: every slot of every variable, in the order they were built."""
         return [
-            plan.slot(index, name) for plan in self._plans for index in range(len(plan)) for name in plan.slot_names
+            plan.slot(index, name)
+            for plan in self._plans
+            for index in range(len(plan))
+            for name in plan.slot_names
         ]
 
     def slots(self, variable: Any) -> dict[str, Array]:
@@ -373,7 +383,9 @@ class Optimizer:
 
     def _check_rounded(self, arrays: list[Any]) -> None:
         """Raise where a hyperparameter does not survive rounding to the compute type."""
-        for dtype in {np.float64 if getattr(array, "dtype", None) == np.float64 else np.float32 for array in arrays}:
+        for dtype in {
+            np.float64 if getattr(array, "dtype", None) == np.float64 else np.float32 for array in arrays
+        }:
             for name, parameter in self._hyperparameters.items():
                 if isinstance(parameter, Hyperparameter):
                     parameter.check_rounded(self._values[name], dtype, type(self).__name__)

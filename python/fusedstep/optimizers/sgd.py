@@ -47,7 +47,7 @@ class SGD(Optimizer):
     array([0.72, 1.44])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.01)
+    learning_rate: LearningRate = LearningRate(default=0.01, kw_only=False)
     momentum: float = hyperparameter(default=0.0, interval="[0, 1]", meaning="weight of the former steps")
     nesterov: bool = hyperparameter(default=False, meaning="look ahead along the momentum")
     form: str = hyperparameter(default="keras", choices=("keras", "torch"), meaning="whose momentum")
@@ -62,4 +62,6 @@ class SGD(Optimizer):
 
     def _check_together(self) -> None:
         if self.dampening != 0 and self.form != "torch":
-            raise ValueError(f"SGD: dampening is for form='torch', got {self.dampening!r} with form={self.form!r}")
+            raise ValueError(
+                f"SGD: dampening is for form='torch', got {self.dampening!r} with form={self.form!r}"
+            )

@@ -1,0 +1,66 @@
+"""The documents are true: examples run, docstrings tell every argument and slot, the layers agree."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import fusedstep
+from conftest import VARIANTS
+from fusedstep import Optimizer, _native
+from fusedstep.optimizers import ALL
+from fusedstep.optimizers.hyperparameters import Hyperparameter
+from reference import slot_names
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["fusedstep", *(m.name for m in pkgutil.walk_packages(fusedstep.__path__, "fusedstep."))]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("._native")])
+def test_examples_in_docstrings(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_every_class_has_an_example(cls: type[Optimizer]) -> None:
+    assert ">>>" in inspect.cleandoc(cls.__doc__ or "")
+
+
+def test_python_in_the_readme() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
+def test_docstrings_tell_arguments_and_slots(variant: Optimizer) -> None:
+    documented = "".join(cls.__doc__ or "" for cls in type(variant).__mro__)
+    for name, parameter in type(variant)._hyperparameters.items():
+        assert name in documented
+        assert parameter.meaning
+    for slot in slot_names(variant):
+        assert f"``{slot}``" in documented
+
+
+def test_the_layers_declare_the_same() -> None:
+    """Every compiled rule is some optimizer's, with hyperparameters that the optimizer declares."""
+    used = {variant._rule(): type(variant) for variant in VARIANTS}
+    rules = _native.rules()
+    assert used.keys() == rules.keys()
+    for rule, cls in used.items():
+        for name in rules[rule][1]:
+            assert isinstance(cls._hyperparameters[name], Hyperparameter)
+
+
+def test_the_readme_shows_the_rule_as_it_is() -> None:
+    """In "This is all of Adam" the lines in the README are lines of csrc/rules/adam.hpp."""
+    blocks = re.findall(r"```cpp\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    source = [line.strip() for line in (ROOT / "csrc" / "rules" / "adam.hpp").read_text().splitlines()]
+    lines = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    assert lines
+    assert [line for line in lines if line not in source] == []

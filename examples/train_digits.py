@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
@@ -44,7 +45,7 @@ GOAL = 0.97
 # The updates in NumPy, each for one array p with gradient g, at step t from 1.
 
 
-def sgd(t: int, p: Array, g: Array, m: Array, *, learning_rate: float, momentum: float) -> None:
+def sgd(t: int, p: Array, g: Array, m: Array, learning_rate: float, momentum: float) -> None:
     """Gradient descent with momentum."""
     m *= momentum
     m -= learning_rate * g
@@ -52,7 +53,7 @@ def sgd(t: int, p: Array, g: Array, m: Array, *, learning_rate: float, momentum:
 
 
 def adam(
-    t: int, p: Array, g: Array, m: Array, v: Array, *, learning_rate: float, beta_1: float, beta_2: float, epsilon: float
+    t: int, p: Array, g: Array, m: Array, v: Array, learning_rate: float, beta_1: float, beta_2: float, epsilon: float
 ) -> None:
     """Adam, its bias corrections folded into two numbers, which saves passes over the arrays."""
     a = learning_rate / (1 - beta_1**t)
@@ -65,21 +66,21 @@ def adam(
 
 
 def adamw(
-    t: int, p: Array, g: Array, m: Array, v: Array, *, learning_rate: float, weight_decay: float, **others: float
+    t: int, p: Array, g: Array, m: Array, v: Array, learning_rate: float, weight_decay: float, **others: float
 ) -> None:
     """Adam after a decay of the weights."""
     p -= p * (weight_decay * learning_rate)
     adam(t, p, g, m, v, learning_rate=learning_rate, **others)
 
 
-def rmsprop(t: int, p: Array, g: Array, v: Array, *, learning_rate: float, rho: float, epsilon: float) -> None:
+def rmsprop(t: int, p: Array, g: Array, v: Array, learning_rate: float, rho: float, epsilon: float) -> None:
     """RMSprop."""
     v *= rho
     v += (1 - rho) * (g * g)
     p -= learning_rate * g / np.sqrt(v + epsilon)
 
 
-def adagrad(t: int, p: Array, g: Array, s: Array, *, learning_rate: float, epsilon: float) -> None:
+def adagrad(t: int, p: Array, g: Array, s: Array, learning_rate: float, epsilon: float) -> None:
     """Adagrad."""
     s += g * g
     p -= learning_rate * g / np.sqrt(s + epsilon)
@@ -91,8 +92,8 @@ OPTIMIZERS: dict[str, tuple[Callable[..., None], dict[str, float]]] = {
     "adam": (adam, ADAM),
     "adamw": (adamw, ADAM | {"weight_decay": 0.05}),
     "sgd": (sgd, {"learning_rate": 0.1, "momentum": 0.9}),
-    "rmsprop": (rmsprop, {"learning_rate": 0.001, "rho": 0.9, "epsilon": 1e-7}),
-    "adagrad": (adagrad, {"learning_rate": 0.05, "epsilon": 1e-7}),
+    "rmsprop": (rmsprop, {"learning_rate": 0.003, "rho": 0.99, "epsilon": 1e-7}),
+    "adagrad": (adagrad, {"learning_rate": 0.2, "epsilon": 1e-7}),
 }
 
 
@@ -102,7 +103,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., None], dict[str, float]]] = {
 def initial_parameters(rng: np.random.Generator) -> list[Array]:
     """Return weights (He et al. 2015) and biases of each layer, in one list."""
     params: list[Array] = []
-    for fan_in, fan_out in zip(LAYERS[:-1], LAYERS[1:], strict=True):
+    for fan_in, fan_out in pairwise(LAYERS):
         weights = rng.standard_normal((fan_in, fan_out), dtype=np.float32)
         params += [weights * np.float32(math.sqrt(2 / fan_in)), np.zeros(fan_out, dtype=np.float32)]
     return params
@@ -240,11 +241,11 @@ def draw(record: Record, name: str, path: Path) -> None:
 
 def main() -> int:
     """Train, report, draw; return the exit status."""
-    parser = argparse.ArgumentParser(description="Train a small network on handwritten digits with fusedstep.")
+    parser = argparse.ArgumentParser(description="Train a small network on handwritten digits.")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the batches")
-    parser.add_argument("--output", type=Path, default=Path("train_digits.png"), help="where the picture goes")
+    parser.add_argument("--output", type=Path, default=Path("train_digits.png"), help="picture")
     args = parser.parse_args()
 
     record = train(args.optimizer, args.epochs, args.seed)

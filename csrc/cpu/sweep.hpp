@@ -121,7 +121,7 @@ template <class C>
       const C decay = static_cast<C>(stages.decay.coefficient);
       for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
     }
-    C* slots[max_slots];
+    C* slots[max_slots] = {};
     for (int k = 0; k < o.slot_count; ++k) slots[k] = static_cast<C*>(o.slots[k]) + begin;
     over_tile(rule, p, h, slots, size);
     if (!in_place) store(p, o.variable, o.variable_dtype, begin, size);
@@ -135,7 +135,7 @@ void slice(const void* rule, const Stages& stages, void* variable, DType variabl
   const bool bare = variable_dtype == dtype_of(C()) && gradient_dtype == dtype_of(C()) && !stages.factor.on &&
                     !stages.l2.on && !stages.decay.on;
   if (bare) {
-    C* s[slot_count + 1];
+    C* s[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) s[k] = static_cast<C*>(slots[k]);
     sweep_aligned<Rule>(rule, static_cast<C*>(variable), static_cast<const C*>(gradient), s, size);
   } else {

@@ -25,7 +25,9 @@ std::int64_t ArrayView::size() const {
 PyObject* array_type = nullptr;
 int bfloat16_number = -1;
 
-void import_numpy() { array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_); }
+void import_numpy() {
+  array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_);
+}
 
 bool read_array(PyObject* object, ArrayView& view) {
   if (read_plain_array(object, view)) return true;

@@ -12,6 +12,10 @@ namespace fusedstep {
 
 namespace py = pybind11;
 
+inline std::uintptr_t address(const void* memory) {
+  return reinterpret_cast<std::uintptr_t>(memory);
+}
+
 // An array of a supported dtype in native byte order. Valid while the array is.
 struct ArrayView {
   char* data;

@@ -10,15 +10,17 @@
 namespace fusedstep {
 namespace {
 
-std::vector<std::string> list_of(const char* const* names, int count) { return {names, names + count}; }
+std::vector<std::string> list_of(const char* const* names, int count) {
+  return {names, names + count};
+}
 
 py::dict describe_rules() {
   py::dict rules;
   const Target& target = current_target();
   for (int i = 0; i < target.rule_count; ++i) {
     const Rule& rule = target.rules[i];
-    rules[rule.name] = py::make_tuple(list_of(rule.slots, rule.slot_count),
-                                      list_of(rule.hyperparameters, rule.hyperparameter_count));
+    rules[rule.name] =
+        py::make_tuple(list_of(rule.slots, rule.slot_count), list_of(rule.hyperparameters, rule.hyperparameter_count));
   }
   return rules;
 }

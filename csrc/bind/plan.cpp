@@ -1,34 +1,17 @@
+// A plan outside of steps: how it is built, configured and looked into. Steps are in plan_step.cpp.
 #include "bind/plan.hpp"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstring>
-#include <new>
 #include <string_view>
 
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
-#include "core/slices.hpp"
-#include "cpu/float_environment.hpp"
-#include "cpu/run.hpp"
 #include "cpu/targets.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace fusedstep {
 namespace {
 
 constexpr std::size_t cache_line = 64;
-
-// Steps that take longer than this release the GIL. Shorter ones keep it: with a busy Python thread
-// beside, taking it back costs the switch interval, 5 ms.
-constexpr double long_step_seconds = 200e-6;
-
-// The first guess at a step's speed; every step that is measured corrects it.
-constexpr double first_seconds_per_cost = 0.5e-9;
 
 int rule_number(std::string_view name) {
   const Target& target = current_target();
@@ -38,160 +21,14 @@ int rule_number(std::string_view name) {
   refuse_value("there is no rule named '" + std::string(name) + "'");
 }
 
-const Rule& rule_of(int number) { return current_target().rules[number]; }
-
-// The items of a list, a tuple, or another iterable, which is read once.
-class Items {
- public:
-  Items(const py::object& iterable, const std::string& who, const char* name) {
-    if (PyList_CheckExact(iterable.ptr()) || PyTuple_CheckExact(iterable.ptr())) {
-      sequence_ = iterable;
-    } else if (py::isinstance<py::array>(iterable)) {
-      refuse_type(who + name + " is one numpy.ndarray, but must be a list of them; pass [x]");
-    } else {
-      sequence_ = py::reinterpret_steal<py::object>(PySequence_Tuple(iterable.ptr()));
-      if (!sequence_) {
-        if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
-        PyErr_Clear();
-        refuse_type(who + name + " is of type " + std::string(py::str(py::type::handle_of(iterable).attr("__name__"))) +
-                    ", but must be a list of arrays");
-      }
-    }
-    size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence_.ptr()));
-    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
-  }
-
-  std::size_t size() const { return size_; }
-  PyObject* operator[](std::size_t position) const { return items_[position]; }
-
-  // Keeps the items alive whatever happens to the list: needed before other Python code may run.
-  void hold() {
-    if (PyTuple_CheckExact(sequence_.ptr())) return;
-    sequence_ = py::reinterpret_steal<py::object>(PyList_AsTuple(sequence_.ptr()));
-    if (!sequence_) throw py::error_already_set();
-    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
-  }
-
- private:
-  py::object sequence_;
-  std::size_t size_ = 0;
-  PyObject* const* items_ = nullptr;
-};
-
-std::uintptr_t address(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
-
 }  // namespace
-
-Arena::Arena(std::size_t bytes) : size_(bytes) {
-  constexpr std::size_t huge_page = std::size_t{2} << 20;
-  const std::size_t alignment = bytes >= 2 * huge_page ? huge_page : cache_line;
-  size_ = (bytes + alignment - 1) / alignment * alignment;
-  data_ = size_ == 0 ? nullptr : static_cast<std::byte*>(std::aligned_alloc(alignment, size_));
-  if (size_ != 0 && data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == huge_page) madvise(data_, size_, MADV_HUGEPAGE);  // only advice: NumPy gives it too
-#endif
-  if (size_ != 0) std::memset(data_, 0, size_);
-}
-
-Arena::~Arena() { std::free(data_); }
-
-// One step at a time over the same variables.
-class Plan::Exclusive {
- public:
-  explicit Exclusive(Plan& plan) : plan_(plan) {
-    if (plan.stepping_.exchange(true)) {
-      refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of a step of another thread; " +
-                 "take turns with a lock, or give each thread an optimizer of its own");
-    }
-  }
-  ~Exclusive() { plan_.stepping_ = false; }
-  Exclusive(const Exclusive&) = delete;
-  Exclusive& operator=(const Exclusive&) = delete;
-
- private:
-  Plan& plan_;
-};
-
-// What lives as long as one call.
-struct Plan::Call {
-  Items grads;
-  Items variables;
-  bool all_built;                  // the variables that were built are meant, none are named
-  std::vector<py::object> copies;  // of gradients that cannot be read as they are
-  std::vector<bool> seen;          // which variables came; filled where the order is not that of build
-  std::size_t given = 0;           // gradients that are not None
-
-  void hold() {
-    grads.hold();
-    variables.hold();
-  }
-};
-
-inline bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
-  const Built& built = built_[index];
-  return view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype && view.has_shape(built.ndim, shape_of(built)) && view.contiguous() &&
-         view.aligned() && view.writeable();
-}
-
-// Whether memory lies between two neighbours in written_.
-inline bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
-  return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
-}
-
-inline void Plan::set_gradient(std::size_t index, Gradient gradient) {
-  // Written only where it changes: the other threads have the former ones in their caches.
-  Gradient& current = gradients_[index];
-  if (current.data == gradient.data && current.dtype == gradient.dtype) return;
-  if ((current.data == nullptr) != (gradient.data == nullptr)) costs_known_ = false;
-  current = gradient;
-}
-
-// What nearly every array of nearly every step is: a variable in its place, unchanged, with a plain
-// gradient if it had one in the call before. Anything else, good or bad, is looked at with care. Many
-// threads may be here while the calling one has the GIL: Python's objects are only read.
-inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
-  ArrayView view;
-  if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
-  const bool had_gradient = gradients_[index].data != nullptr;
-  if (gradient == Py_None) return !had_gradient;
-  const Built& built = built_[index];
-  if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      !view.contiguous() || !view.aligned()) {
-    return false;
-  }
-  const std::uintptr_t begin = address(view.data);
-  const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
-  set_gradient(index, {view.data, view.dtype});
-  return true;
-}
-
-bool Plan::take_ordinary(const Call& call, std::size_t begin, std::size_t end) {
-  for (std::size_t i = begin; i < end; ++i) {
-    // The objects lie all over the memory, and their shapes elsewhere again.
-    constexpr std::size_t far = 32, near = 16;
-    if (i + far < end) {
-      prefetch_array(call.grads[i + far]);
-      prefetch_array(built_[i + far].object.ptr());
-    }
-    if (i + near < end) {
-      prefetch_shape(call.grads[i + near]);
-      prefetch_shape(built_[i + near].object.ptr());
-    }
-    if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
-    if (!take_ordinary(call.grads[i], i)) return false;
-  }
-  return true;
-}
 
 Plan::Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
            const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others)
     : optimizer_(std::move(optimizer)),
       who_(optimizer_ + ".apply: "),
       rule_(rule_number(rule)),
-      names_(std::move(names)),
-      seconds_per_cost_(first_seconds_per_cost) {
+      names_(std::move(names)) {
   const std::size_t count = variables.size();
   for (std::size_t i = 0; i < count; ++i) {
     const py::object object = variables[i];
@@ -241,7 +78,7 @@ void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial)
     end += static_cast<std::size_t>(array.size * bytes_of(array.compute));
   }
   slot_stride_ = (end + cache_line - 1) / cache_line * cache_line;
-  const Rule& rule = rule_of(rule_);
+  const Rule& rule = this->rule();
   arena_ = std::make_shared<Arena>(slot_stride_ * static_cast<std::size_t>(rule.slot_count));
   for (int k = 0; k < rule.slot_count; ++k) {
     const auto value = initial.find(rule.slots[k]);
@@ -305,21 +142,23 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
                      double weight_decay, double l2, bool maximize) {
   const Exclusive exclusive(*this);
   const int number = rule_number(rule);
-  if (slot_names() != [&] {
-        const Rule& next = rule_of(number);
-        return std::vector<std::string>(next.slots, next.slots + next.slot_count);
-      }()) {
+  const Rule& next = current_target().rules[number];
+  if (slot_names() != std::vector<std::string>(next.slots, next.slots + next.slot_count)) {
     refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
-                 rule_of(rule_).name + "'); make a new optimizer");
+                 this->rule().name + "'); make a new optimizer");
   }
   double values[max_hyperparameters] = {};
-  for (int k = 0; k < rule_of(number).hyperparameter_count; ++k) {
-    values[k] = hyperparameters.at(rule_of(number).hyperparameters[k]);
-  }
+  for (int k = 0; k < next.hyperparameter_count; ++k) values[k] = hyperparameters.at(next.hyperparameters[k]);
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   weight_decay_ = weight_decay;
   stages_ = {{maximize, -1.0}, {l2 != 0, l2}, {weight_decay != 0, 0.0}};
+}
+
+Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
+  if (!plan.stepping_.exchange(true)) return;
+  refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of a step of another thread; " +
+             "take turns with a lock, or give each thread an optimizer of its own");
 }
 
 std::size_t Plan::find(PyObject* variable) const {
@@ -333,7 +172,9 @@ std::size_t Plan::find(PyObject* variable) const {
   return array.dtype == view.dtype && array.size == view.size() ? by_memory->second : count();
 }
 
-bool Plan::owns(py::handle variable) const { return find(variable.ptr()) != count(); }
+bool Plan::owns(py::handle variable) const {
+  return find(variable.ptr()) != count();
+}
 
 std::size_t Plan::index_of(py::handle variable) const {
   const std::size_t index = find(variable.ptr());
@@ -341,209 +182,8 @@ std::size_t Plan::index_of(py::handle variable) const {
   return index;
 }
 
-void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
-  const std::string what = optimizer_ + ".apply: variables[" + std::to_string(position) + "]";
-  ArrayView view;
-  if (!read_array(variable.ptr(), view)) refuse_array(variable, what, "variable");
-  refuse_value(what + " (shape " + text_of(view.ndim, view.shape) + ", dtype " + name_of(view.dtype) +
-               ") was never built; `w = w - x` makes a new array, `w -= x` and `w[...] = x` keep the old one; " +
-               "build(variables) adds new ones");
-}
-
-void Plan::refuse_changed(std::size_t index, std::size_t position) const {
-  const Built& built = built_[index];
-  const std::string what = who_ + label("variables", position, index);
-  ArrayView view;
-  const bool is_array = read_array(built.object.ptr(), view);
-  if (is_array && !view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " + text_of_shape(built) +
-                 " when it was built; forget(variables) and build again");
-  }
-  if (is_array && view.data == arrays_[index].variable && !view.writeable()) {
-    refuse_value(what + " is read-only now, but it is updated in place; w.flags.writeable = True allows that");
-  }
-  refuse_value(what + " has other memory, dtype or layout than when it was built; forget(variables) and build again");
-}
-
-// The index of a variable that does not stand where it stood in build, or is another array over the
-// same memory.
-std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) const {
-  const std::size_t index = find(variable);
-  if (index == count()) refuse_unknown(variable, position);
-  ArrayView view;
-  read_array(variable, view);
-  const Built& built = built_[index];
-  if (!view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(who_ + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
-                 ", but the same memory was built with " + text_of_shape(built));
-  }
-  if (call.seen.empty()) {  // all before came in order
-    call.seen.resize(count());
-    std::fill_n(call.seen.begin(), position, true);
-  }
-  return index;
-}
-
-void Plan::check_learning_rate(double learning_rate) const {
-  const bool in_float32 =
-      std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
-  const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  if (std::abs(learning_rate) <= largest) return;
-  refuse_value(optimizer_ + ": learning_rate must be finite in " +
-               name_of(in_float32 ? compute_float32 : compute_float64) + ", got " +
-               std::string(py::str(py::float_(learning_rate))));
-}
-
-void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, std::size_t position) {
-  const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  if (bytes == 0 || lies_in_gap(gap_[index], begin, end)) return;
-  const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
-  gap_[index] = static_cast<std::size_t>(after - written_.begin());
-  if (lies_in_gap(gap_[index], begin, end)) return;
-  // Its very own variable is read before it is written, element by element.
-  if (after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin && after->end == end) return;
-  const std::string what = who_ + label("grads", position, index);
-  const auto other = static_cast<std::size_t>(after->index);
-  refuse_value(what + " shares memory with " +
-               (after->index == slots_index ? std::string("a slot")
-                                            : other == index ? std::string("a part of its own variable")
-                                                             : label("variables", other, other)) +
-               ", which this step writes; pass g.copy()");
-}
-
-void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call) {
-  const Built& built = built_[index];
-  ArrayView view;
-  py::object owner;
-  if (!read_array(gradient, view)) {
-    call.hold();
-    gradient = call.grads[position];
-    if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, position);
-  }
-  if (!view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(who_ + label("grads", position, index) + " has shape " + text_of(view.ndim, view.shape) +
-                 ", its variable has " + text_of_shape(built));
-  }
-  if (!view.contiguous() || !view.aligned()) {
-    call.hold();
-    owner = contiguous_copy(gradient, view);
-  } else {
-    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, position);
-  }
-  if (owner) call.copies.push_back(std::move(owner));
-  set_gradient(index, {view.data, view.dtype});
-  ++call.given;
-}
-
-void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const {
-  if (py::hasattr(gradient, "__cuda_array_interface__")) {
-    refuse_value(who_ + label("variables", position, index) +
-                 " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
-  }
-  refuse_array(gradient, who_ + label("grads", position, index), "gradient");
-}
-
-// Reads and checks everything; raises before anything is written.
-void Plan::take_all(Call& call) {
-  const std::size_t given = call.grads.size();
-  for (std::size_t position = 0; position < given; ++position) {
-    const bool in_place =
-        position < count() && (call.all_built || call.variables[position] == built_[position].object.ptr());
-    const std::size_t index = in_place ? position : look_up(call.variables[position], position, call);
-    if (!call.seen.empty()) {
-      if (call.seen[index]) refuse_value(who_ + label("variables", position, index) + " comes twice");
-      call.seen[index] = true;
-    }
-    ArrayView view;
-    if (!read_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) refuse_changed(index, position);
-    if (call.grads[position] != Py_None) {
-      take_gradient(call.grads[position], index, position, call);
-    } else {
-      set_gradient(index, {nullptr, DType::float32});
-    }
-  }
-  if (call.given == 0) {
-    refuse_value(who_ + "all " + std::to_string(given) + " gradients are None; at least one variable must have one");
-  }
-  for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
-    if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, DType::float32});
-  }
-  if (costs_known_) return;
-  for (std::size_t i = 0; i < count(); ++i) {
-    cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
-  }
-  costs_known_ = true;
-}
-
-Step Plan::describe_step(double learning_rate) const {
-  Step step = {};
-  step.rule = rule_;
-  step.hyperparameters = hyperparameters_;
-  step.learning_rate = learning_rate;
-  step.t = static_cast<std::uint64_t>(updates + 1);
-  step.stages = stages_;
-  step.stages.decay.coefficient = weight_decay_ * learning_rate;
-  step.arrays = arrays_.data();
-  step.gradients = gradients_.data();
-  step.cost_before = cost_before_.data();
-  step.count = count();
-  for (int k = 0; k < rule_of(rule_).slot_count; ++k) {
-    step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
-  }
-  return step;
-}
-
-bool Plan::is_long() const { return static_cast<double>(cost_before_[count()]) * seconds_per_cost_ > long_step_seconds; }
-
-// Runs a step, on the clock. False, with nothing changed, where the check says so.
-bool Plan::run_timed(const Step& step, const Check* check) {
-  const auto start = std::chrono::steady_clock::now();
-  if (!run(step, current_target(), check)) return false;
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  seconds_per_cost_ =
-      std::min(seconds.count() / static_cast<double>(cost_before_[count()]), 2 * seconds_per_cost_);
-  ++calls;
-  ++updates;
-  return true;
-}
-
-std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
-  const Exclusive exclusive(*this);
-  const bool all_built = variables.is_none();
-  Call call{Items(grads, who_, "grads"), Items(all_built ? py::tuple() : variables, who_, "variables"), all_built, {}, {}};
-  const std::size_t expected = all_built ? count() : call.variables.size();
-  if (call.grads.size() != expected) {
-    refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
-                 std::to_string(expected));
-  }
-  if (expected == 0) return calls;
-  check_learning_rate(learning_rate);
-
-  const Step step = describe_step(learning_rate);
-  const bool may_be_ordinary = costs_known_ && expected == count();
-  if (may_be_ordinary && !is_long()) {
-    std::pair<Plan*, const Call*> context{this, &call};
-    const Check check{[](void* from, std::size_t begin, std::size_t end) {
-                        const auto& [plan, items] = *static_cast<decltype(context)*>(from);
-                        return plan->take_ordinary(*items, begin, end);
-                      },
-                      &context};
-    if (run_timed(step, &check)) return calls;
-  }
-  if (!(may_be_ordinary && take_ordinary(call, 0, count()))) take_all(call);
-  // Nothing can be refused from here on.
-  if (is_long()) {
-    call.hold();
-    const py::gil_scoped_release release;
-    run_timed(step, nullptr);
-  } else {
-    run_timed(step, nullptr);
-  }
-  return calls;
-}
-
 std::vector<std::string> Plan::slot_names() const {
-  const Rule& rule = rule_of(rule_);
+  const Rule& rule = this->rule();
   return {rule.slots, rule.slots + rule.slot_count};
 }
 
@@ -557,8 +197,8 @@ py::array Plan::slot(std::size_t index, const std::string& name) const {
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
   const Built& built = built_[index];
-  return py::array(py::dtype(name_of(array.compute)), py::array::ShapeContainer(shape_of(built), shape_of(built) + built.ndim),
-                   data, owner);
+  return py::array(py::dtype(name_of(array.compute)),
+                   py::array::ShapeContainer(shape_of(built), shape_of(built) + built.ndim), data, owner);
 }
 
 }  // namespace fusedstep

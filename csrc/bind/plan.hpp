@@ -3,32 +3,17 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
-#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "bind/arena.hpp"
 #include "bind/arrays.hpp"
 #include "core/step.hpp"
 #include "cpu/run.hpp"
+#include "cpu/targets.hpp"
 
 namespace fusedstep {
-
-// Slots live in one piece of memory per plan. Arrays that Python sees share it.
-class Arena {
- public:
-  explicit Arena(std::size_t bytes);
-  ~Arena();
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  std::byte* data() const { return data_; }
-  std::size_t size() const { return size_; }
-
- private:
-  std::byte* data_;
-  std::size_t size_;
-};
 
 class Plan {
  public:
@@ -71,9 +56,21 @@ class Plan {
   };
   static constexpr std::ptrdiff_t slots_index = -1;
 
-  class Exclusive;
+  // One step, or change of what steps compute, at a time.
+  class Exclusive {
+   public:
+    explicit Exclusive(Plan& plan);
+    ~Exclusive() { plan_.stepping_ = false; }
+    Exclusive(const Exclusive&) = delete;
+    Exclusive& operator=(const Exclusive&) = delete;
+
+   private:
+    Plan& plan_;
+  };
+
   struct Call;
 
+  const Rule& rule() const { return current_target().rules[rule_]; }
   const py::ssize_t* shape_of(const Built& built) const { return shapes_.data() + built.first_dimension; }
   std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
   std::string label(const char* list, std::size_t position, std::size_t index) const;
@@ -112,16 +109,17 @@ class Plan {
   std::unordered_map<const PyObject*, std::size_t> index_by_object_;
   std::unordered_map<const void*, std::size_t> index_by_memory_;
   std::shared_ptr<Arena> arena_;
-  std::size_t slot_stride_ = 0;  // bytes from one kind of slot to the next
+  std::size_t slot_stride_ = 0;   // bytes from one kind of slot to the next
   std::vector<Written> written_;  // in order of address
 
   // Scratch of a step, kept from one to the next.
   std::vector<Gradient> gradients_;
   std::vector<std::uint64_t> cost_before_;
-  bool costs_known_ = false;  // whether cost_before_ is that of gradients_
+  bool costs_known_ = false;      // whether cost_before_ is that of gradients_
   std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry
   std::atomic<bool> stepping_{false};
-  double seconds_per_cost_ = 0;
+  // How long steps take: a first guess, which every step that is measured corrects.
+  double seconds_per_cost_ = 0.5e-9;
 };
 
 }  // namespace fusedstep

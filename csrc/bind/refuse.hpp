@@ -9,12 +9,18 @@
 namespace fusedstep {
 
 // The kind or the dtype of an object.
-[[noreturn]] inline void refuse_type(const std::string& sentence) { throw pybind11::type_error(sentence); }
+[[noreturn]] inline void refuse_type(const std::string& sentence) {
+  throw pybind11::type_error(sentence);
+}
 
 // A shape, a layout, a device, an interval, or memory used twice.
-[[noreturn]] inline void refuse_value(const std::string& sentence) { throw pybind11::value_error(sentence); }
+[[noreturn]] inline void refuse_value(const std::string& sentence) {
+  throw pybind11::value_error(sentence);
+}
 
 // What this machine, build or moment lacks.
-[[noreturn]] inline void refuse_now(const std::string& sentence) { throw std::runtime_error(sentence); }
+[[noreturn]] inline void refuse_now(const std::string& sentence) {
+  throw std::runtime_error(sentence);
+}
 
 }  // namespace fusedstep

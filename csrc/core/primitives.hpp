@@ -9,8 +9,12 @@
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
-FUSEDSTEP_HOST_DEVICE inline float sqrt(float x) { return __builtin_sqrtf(x); }
-FUSEDSTEP_HOST_DEVICE inline double sqrt(double x) { return __builtin_sqrt(x); }
+FUSEDSTEP_HOST_DEVICE inline float sqrt(float x) {
+  return __builtin_sqrtf(x);
+}
+FUSEDSTEP_HOST_DEVICE inline double sqrt(double x) {
+  return __builtin_sqrt(x);
+}
 
 // The larger one; NaN if `a` is.
 template <class C>

@@ -10,7 +10,9 @@ namespace fusedstep {
 // Costs are in elements of float32; visiting an array costs as much as this many.
 constexpr std::uint64_t cost_of_visit = 64;
 
-inline std::uint64_t cost_of_element(const Array& array) { return array.compute == compute_float64 ? 2 : 1; }
+inline std::uint64_t cost_of_element(const Array& array) {
+  return array.compute == compute_float64 ? 2 : 1;
+}
 
 inline std::uint64_t cost_of(const Array& array) {
   return cost_of_visit + cost_of_element(array) * static_cast<std::uint64_t>(array.size);

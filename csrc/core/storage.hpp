@@ -59,9 +59,17 @@ FUSEDSTEP_HOST_DEVICE inline void narrow(float x, Float16& to) {
   to.bits = static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | result);
 }
 
-FUSEDSTEP_HOST_DEVICE inline float widen(float x) { return x; }
-FUSEDSTEP_HOST_DEVICE inline double widen(double x) { return x; }
-FUSEDSTEP_HOST_DEVICE inline void narrow(float x, float& to) { to = x; }
-FUSEDSTEP_HOST_DEVICE inline void narrow(double x, double& to) { to = x; }
+FUSEDSTEP_HOST_DEVICE inline float widen(float x) {
+  return x;
+}
+FUSEDSTEP_HOST_DEVICE inline double widen(double x) {
+  return x;
+}
+FUSEDSTEP_HOST_DEVICE inline void narrow(float x, float& to) {
+  to = x;
+}
+FUSEDSTEP_HOST_DEVICE inline void narrow(double x, double& to) {
+  to = x;
+}
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

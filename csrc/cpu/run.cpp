@@ -40,11 +40,10 @@ void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Plac
     for (int k = 0; k < rule.slot_count; ++k) {
       slots[k] = step.slots[k] + array.slot_offset + first * bytes_of(array.compute);
     }
-    rule.compiled[array.compute].slice(made[array.compute].bytes, step.stages,
-                                       static_cast<std::byte*>(array.variable) + first * bytes_of(array.dtype),
-                                       array.dtype,
-                                       static_cast<const std::byte*>(gradient.data) + first * bytes_of(gradient.dtype),
-                                       gradient.dtype, slots, last - first);
+    rule.compiled[array.compute].slice(
+        made[array.compute].bytes, step.stages, static_cast<std::byte*>(array.variable) + first * bytes_of(array.dtype),
+        array.dtype, static_cast<const std::byte*>(gradient.data) + first * bytes_of(gradient.dtype), gradient.dtype,
+        slots, last - first);
   }
 }
 
@@ -102,7 +101,9 @@ int thread_count() {
 #endif
 }
 
-void set_thread_count(int count) { chosen_thread_count = count; }
+void set_thread_count(int count) {
+  chosen_thread_count = count;
+}
 
 bool has_openmp() {
 #if defined(_OPENMP)

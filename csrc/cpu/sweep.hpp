@@ -79,8 +79,12 @@ inline void store(const float* from, void* to, DType dtype, std::int64_t begin, 
 
 inline void store(const double*, void*, DType, std::int64_t, std::int64_t) {}  // float64 is updated in place
 
-constexpr DType dtype_of(float) { return DType::float32; }
-constexpr DType dtype_of(double) { return DType::float64; }
+constexpr DType dtype_of(float) {
+  return DType::float32;
+}
+constexpr DType dtype_of(double) {
+  return DType::float64;
+}
 
 // A rule over a tile: sweep_aligned for one rule.
 template <class C>

@@ -6,10 +6,10 @@
 // The build names the targets that it compiled, best first: FUSEDSTEP_TARGETS(X) is X(avx512) X(avx2) X(baseline).
 #include "fusedstep_targets.hpp"
 
-#define FUSEDSTEP_DECLARE(target)           \
-  namespace fusedstep::target {             \
+#define FUSEDSTEP_DECLARE(target)            \
+  namespace fusedstep::target {              \
   extern const fusedstep::Rule* const rules; \
-  extern const int rule_count;              \
+  extern const int rule_count;               \
   }
 FUSEDSTEP_TARGETS(FUSEDSTEP_DECLARE)
 
@@ -45,6 +45,8 @@ const Target& current_target() {
   return *current;
 }
 
-void select_target(const Target& target) { current = &target; }
+void select_target(const Target& target) {
+  current = &target;
+}
 
 }  // namespace fusedstep

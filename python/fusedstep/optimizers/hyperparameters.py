@@ -10,6 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from fusedstep.optimizers.optimizer import Optimizer
@@ -135,9 +136,10 @@ def hyperparameter(
 
 
 class LearningRate:
-    """The learning rate: a number, or a callable that is asked at every step.
+    """The learning rate: a number, or something that is asked at every step.
 
-    A callable gets the number of calls so far, or nothing where it takes no argument.
+    A callable gets the number of calls so far, or nothing where it takes no argument. An array without
+    dimensions is read anew, so whoever shares it can change it.
     """
 
     def __init__(self, *, default: float, kw_only: bool) -> None:
@@ -155,35 +157,43 @@ class LearningRate:
             return self
         return instance._current_learning_rate()
 
-    def __set__(self, instance: "Optimizer", value: float | Schedule) -> None:
+    def __set__(self, instance: "Optimizer", value: "float | Schedule | npt.NDArray[Any]") -> None:
         instance._values["learning_rate"] = self.check(value, type(instance).__name__)
 
-    def check(self, value: Any, who: str) -> "float | CalledWithStep":
-        """Return a finite float or a callable of the step, or raise."""
-        if isinstance(value, CalledWithStep):
-            return value
+    def check(self, value: Any, who: str) -> "float | AskedLearningRate":
+        """Return a finite float, or what to ask at every step, or raise."""
         if callable(value):
-            return CalledWithStep(value)
+            return AskedLearningRate(value)
         number = real(value, f"{who}: learning_rate")
         if not math.isfinite(number):
             raise ValueError(f"{who}: learning_rate must be finite, got {number!r}")
-        return number
+        return AskedLearningRate(value) if isinstance(value, np.ndarray) else number
 
 
-class CalledWithStep:
-    """A callable learning rate, called with the step also where it takes no argument."""
+class AskedLearningRate:
+    """A learning rate that is asked at every step: a callable, or an array without dimensions."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        try:
-            inspect.signature(function).bind(0)
-            self.takes_step = True
-        except TypeError:
-            self.takes_step = False
-        except ValueError:  # a builtin without a signature
-            self.takes_step = True
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.takes_step = callable(source) and _takes_an_argument(source)
 
-    def __call__(self, step: int, who: str) -> float:
+    def at(self, step: int, who: str) -> float:
         """Return the learning rate for the step."""
-        value = self.function(step) if self.takes_step else self.function()
+        if isinstance(self.source, np.ndarray):
+            return real(self.source, f"{who}: learning_rate")
+        value = self.source(step) if self.takes_step else self.source()
         return real(value, f"{who}: what the callable learning_rate returned")
+
+    def config(self) -> Any:
+        """Return what a configuration says of it: the callable, or the number now."""
+        return float(self.source) if isinstance(self.source, np.ndarray) else self.source
+
+
+def _takes_an_argument(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fusedstep import _native
 from fusedstep.optimizers.hyperparameters import (
-    CalledWithStep,
+    AskedLearningRate,
     Hyperparameter,
     LearningRate,
     hyperparameter,
@@ -46,8 +46,8 @@ class Optimizer:
     the moment lacks.
 
     Args:
-        learning_rate: see the class. A real number, or a callable that gets the number of calls so
-            far; it is read at every step, and can be set between steps.
+        learning_rate: see the class. A real number, an array without dimensions, or a callable that gets
+            the number of calls so far; it is read at every step, and can be set between steps.
         weight_decay: decoupled weight decay, ``p = p - p * (weight_decay * learning_rate)`` before the
             rule, in [0, inf); None or 0 for none.
         l2: the weight of an L2 penalty, ``g = g + l2 * p`` before the rule and the decay; None or 0 for
@@ -172,6 +172,8 @@ class Optimizer:
                     " but must be a list of them; pass [w]"
                 )
             arrays = list(variables)
+        if not arrays:
+            return
         self._check_rounded(arrays)
         plan = _native.Plan(type(self).__name__, self._rule(), arrays, names, self._initial(), self._plans)
         self._configure(plan)
@@ -231,7 +233,7 @@ class Optimizer:
             plan = self._plan = self._owner(variables, plan)
         rate = self._values["learning_rate"]
         if type(rate) is not float:
-            rate = rate(plan.calls, type(self).__name__)
+            rate = rate.at(plan.calls, type(self).__name__)
         return plan.step(grads, variables, rate)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
@@ -323,7 +325,7 @@ class Optimizer:
         """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them."""
         config = dict(self._values)
         rate = config["learning_rate"]
-        config["learning_rate"] = rate.function if isinstance(rate, CalledWithStep) else rate
+        config["learning_rate"] = rate.config() if isinstance(rate, AskedLearningRate) else rate
         return config
 
     @classmethod
@@ -349,10 +351,10 @@ class Optimizer:
         self._carried = list(state["carried"])
 
     def _current_learning_rate(self) -> float:
-        rate: float | CalledWithStep = self._values["learning_rate"]
+        rate: float | AskedLearningRate = self._values["learning_rate"]
         if isinstance(rate, float):
             return rate
-        return rate(self._plan.calls if self._plan is not None else 0, type(self).__name__)
+        return rate.at(self._plan.calls if self._plan is not None else 0, type(self).__name__)
 
     def _set(self, name: str, value: Any) -> None:
         before, done = self._values, []

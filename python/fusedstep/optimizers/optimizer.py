@@ -308,7 +308,7 @@ class Optimizer:
         ]
 
     def slots(self, variable: Any) -> dict[str, Array]:
-        """Return a variable's slots by name, in the order of the class's docstring: the live arrays, not copies.
+        """Return a variable's slots by name, in the order of the docstring: the live arrays, not copies.
 
         Raises:
             KeyError: the variable was never built.

@@ -41,6 +41,7 @@ bool read_array(PyObject* object, ArrayView& view) {
   }
   const py::dict modules = py::module_::import("sys").attr("modules");
   if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
+  if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
   bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
   return read_plain_array(object, view);
 }

@@ -5,48 +5,42 @@
 
 #include <string>
 
-#include "bind/refuse.hpp"
-
 namespace fusedstep {
 
 namespace py = pybind11;
 
-// The items of a list, a tuple, or another iterable, which is read once.
+// A list or tuple of what an iterable gives; it is read once. `what` names it: "Adam.apply: grads". Errors
+// of the iterable itself pass through.
+py::object items_of(const py::object& iterable, const std::string& what);
+
+// The items of such a list or tuple.
 class Items {
  public:
-  Items(const py::object& iterable, const std::string& who, const char* name) {
-    if (PyList_CheckExact(iterable.ptr()) || PyTuple_CheckExact(iterable.ptr())) {
-      sequence_ = iterable;
-    } else if (py::isinstance<py::array>(iterable)) {
-      refuse_type(who + name + " is one numpy.ndarray, but must be a list of them; pass [x]");
-    } else {
-      sequence_ = py::reinterpret_steal<py::object>(PySequence_Tuple(iterable.ptr()));
-      if (!sequence_) {
-        if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
-        PyErr_Clear();
-        refuse_type(who + name + " is of type " + std::string(py::str(py::type::handle_of(iterable).attr("__name__"))) +
-                    ", but must be a list of arrays");
-      }
-    }
-    size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence_.ptr()));
-    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
-  }
+  explicit Items(py::object list_or_tuple) : sequence_(std::move(list_or_tuple)) { look(); }
 
   std::size_t size() const { return size_; }
   PyObject* operator[](std::size_t position) const { return items_[position]; }
 
-  // Keeps the items alive whatever happens to the list: needed before other Python code may run.
+  // Keeps the items alive and in place, whatever happens to the list: needed before Python code may run.
   void hold() {
     if (PyTuple_CheckExact(sequence_.ptr())) return;
     sequence_ = py::reinterpret_steal<py::object>(PyList_AsTuple(sequence_.ptr()));
     if (!sequence_) throw py::error_already_set();
-    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
+    look();
   }
 
  private:
+  void look() {
+    size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence_.ptr()));
+    items_ = PySequence_Fast_ITEMS(sequence_.ptr());
+  }
+
   py::object sequence_;
-  std::size_t size_ = 0;
-  PyObject* const* items_ = nullptr;
+  std::size_t size_;
+  PyObject* const* items_;
 };
+
+// The gradients and the variables of (gradient, variable) pairs, from any iterable, which is read once.
+py::tuple unzip(const py::object& pairs, const std::string& who);
 
 }  // namespace fusedstep

@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind/items.hpp"
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
+#include "cpu/float_environment.hpp"
 #include "cpu/run.hpp"
 #include "cpu/targets.hpp"
 
@@ -44,26 +46,11 @@ void select_target_by_name(const std::string& name) {
   refuse_value("FUSEDSTEP_TARGET: no target is named '" + name + "'; this build has " + known);
 }
 
-// The gradients and the variables of (gradient, variable) pairs, from any iterable, once.
-py::tuple unzip(const py::iterable& pairs) {
-  py::list gradients, variables;
-  for (const py::handle pair : pairs) {
-    if (!PyTuple_Check(pair.ptr()) && !PyList_Check(pair.ptr())) {
-      refuse_type("apply_gradients: item " + std::to_string(gradients.size()) +
-                  " is not a (gradient, variable) pair but of type " +
-                  std::string(py::str(py::type::handle_of(pair).attr("__name__"))) + "; pass zip(grads, variables)");
-    }
-    if (PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
-      refuse_value("apply_gradients: item " + std::to_string(gradients.size()) + " has " +
-                   std::to_string(py::len(pair)) +
-                   " entries, but must be a (gradient, variable) pair; pass zip(grads, variables)");
-    }
-    PyObject* const* const two = PySequence_Fast_ITEMS(pair.ptr());
-    if (PyList_Append(gradients.ptr(), two[0]) != 0 || PyList_Append(variables.ptr(), two[1]) != 0) {
-      throw py::error_already_set();
-    }
-  }
-  return py::make_tuple(gradients, variables);
+// A double rounded to float32, in the mode that kernels run in.
+double round_to_float32(double x) {
+  const DefaultFloatEnvironment environment;
+  const float rounded = pinned(static_cast<float>(pinned(x)));
+  return pinned(static_cast<double>(rounded));
 }
 
 }  // namespace
@@ -81,7 +68,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("select_target", &select_target_by_name, py::arg("name"));
   module.def("thread_count", &thread_count);
   module.def("set_thread_count", &set_thread_count, py::arg("count"));
-  module.def("unzip", &unzip, py::arg("pairs"));
+  module.def("round_to_float32", &round_to_float32, py::arg("x"));
+  module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
+  module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
 
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
       .def(py::init<std::string, const std::string&, const py::list&, std::vector<std::string>,

@@ -6,6 +6,7 @@
 
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
+#include "cpu/float_environment.hpp"
 #include "cpu/targets.hpp"
 
 namespace fusedstep {
@@ -23,6 +24,22 @@ int rule_number(std::string_view name) {
 
 }  // namespace
 
+// Raises where an array cannot be updated in place.
+void Plan::check_updatable(const ArrayView& view, const std::string& what) {
+  if (!view.contiguous()) {
+    refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
+                 text_of(view.ndim, view.strides) +
+                 "); it is updated in place, so pass numpy.ascontiguousarray(w) once, before training");
+  }
+  if (!view.aligned()) {
+    refuse_value(what + " is not aligned to its dtype (address " + std::to_string(address(view.data)) +
+                 "); it is updated in place, so pass numpy.array(w) once, before training");
+  }
+  if (!view.writeable()) {
+    refuse_value(what + " is read-only, but it is updated in place; pass numpy.array(w) once, before training");
+  }
+}
+
 Plan::Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
            const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others)
     : optimizer_(std::move(optimizer)),
@@ -35,18 +52,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, const py::list& varia
     const std::string what = optimizer_ + ".build: " + label("variables", i, i);
     ArrayView view;
     if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
-    if (!view.contiguous()) {
-      refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
-                   text_of(view.ndim, view.strides) +
-                   "); it is updated in place, so pass numpy.ascontiguousarray(w) once, before training");
-    }
-    if (!view.aligned()) {
-      refuse_value(what + " is not aligned to its dtype (address " + std::to_string(address(view.data)) +
-                   "); it is updated in place, so pass numpy.array(w) once, before training");
-    }
-    if (!view.writeable()) {
-      refuse_value(what + " is read-only, but it is updated in place; pass numpy.array(w) once, before training");
-    }
+    check_updatable(view, what);
     built_.push_back({object, view.ndim, shapes_.size()});
     shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
     arrays_.push_back({view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype)});
@@ -69,6 +75,7 @@ std::string Plan::label(const char* list, std::size_t position, std::size_t inde
 // variable's, a slot starts at the variable's address modulo a cache line: both reach aligned
 // vectors together.
 void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial) {
+  const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
   std::size_t end = 0;
   for (Array& array : arrays_) {
     const bool same_type = bytes_of(array.dtype) == bytes_of(array.compute);
@@ -88,7 +95,7 @@ void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial)
       if (array.compute == compute_float64) {
         std::fill_n(reinterpret_cast<double*>(slot), array.size, value->second);
       } else {
-        std::fill_n(reinterpret_cast<float*>(slot), array.size, static_cast<float>(value->second));
+        std::fill_n(reinterpret_cast<float*>(slot), array.size, pinned(static_cast<float>(pinned(value->second))));
       }
     }
   }

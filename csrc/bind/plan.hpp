@@ -75,6 +75,7 @@ class Plan {
   std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
   std::string label(const char* list, std::size_t position, std::size_t index) const;
   std::size_t find(PyObject* variable) const;  // count() where it was never built
+  static void check_updatable(const ArrayView& view, const std::string& what);
   void lay_out_slots(const std::unordered_map<std::string, double>& initial);
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;

@@ -9,6 +9,7 @@
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "core/slices.hpp"
+#include "cpu/float_environment.hpp"
 #include "cpu/run.hpp"
 #include "cpu/targets.hpp"
 
@@ -125,6 +126,7 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
   ArrayView view;
   read_array(variable, view);
   const Built& built = built_[index];
+  if (variable != built.object.ptr()) check_updatable(view, who_ + label("variables", position, index));
   if (!view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(who_ + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
                  ", but the same memory was built with " + text_of_shape(built));
@@ -168,8 +170,6 @@ void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t posi
   ArrayView view;
   py::object owner;
   if (!read_array(gradient, view)) {
-    call.hold();
-    gradient = call.grads[position];
     if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, position);
   }
   if (!view.has_shape(built.ndim, shape_of(built))) {
@@ -177,7 +177,6 @@ void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t posi
                  ", its variable has " + text_of_shape(built));
   }
   if (!view.contiguous() || !view.aligned()) {
-    call.hold();
     owner = contiguous_copy(gradient, view);
   } else {
     check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, position);
@@ -197,6 +196,7 @@ void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t p
 
 // Reads and checks everything; raises before anything is written.
 void Plan::take_all(Call& call) {
+  call.hold();  // some objects are read by code of their own
   const std::size_t given = call.grads.size();
   for (std::size_t position = 0; position < given; ++position) {
     const bool in_place =
@@ -234,7 +234,10 @@ Step Plan::describe_step(double learning_rate) const {
   step.learning_rate = learning_rate;
   step.t = static_cast<std::uint64_t>(updates + 1);
   step.stages = stages_;
-  step.stages.decay.coefficient = weight_decay_ * learning_rate;
+  {
+    const DefaultFloatEnvironment environment;
+    step.stages.decay.coefficient = pinned(pinned(weight_decay_) * learning_rate);
+  }
   step.arrays = arrays_.data();
   step.gradients = gradients_.data();
   step.cost_before = cost_before_.data();
@@ -263,8 +266,10 @@ bool Plan::run_timed(const Step& step, const Check* check) {
 std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
   const Exclusive exclusive(*this);
   const bool all_built = variables.is_none();
-  Call call{
-      Items(grads, who_, "grads"), Items(all_built ? py::tuple() : variables, who_, "variables"), all_built, {}, {}};
+  // Both are read before either is looked at: iterables run code of their own.
+  const py::object gradient_items = items_of(grads, who_ + "grads");
+  const py::object variable_items = all_built ? py::tuple() : items_of(variables, who_ + "variables");
+  Call call{Items(gradient_items), Items(variable_items), all_built, {}, {}};
   const std::size_t expected = all_built ? count() : call.variables.size();
   if (call.grads.size() != expected) {
     refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +

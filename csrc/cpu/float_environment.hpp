@@ -39,4 +39,13 @@ class DefaultFloatEnvironment {
   Mode saved_;
 };
 
+// The same value. What it came from is computed before, what comes from it after: without this the
+// compiler may move arithmetic across the change of mode, of which it knows nothing. (Arithmetic in
+// functions called through pointers, as all kernels are, stays where it is.)
+template <class T>
+inline T pinned(T value) {
+  asm volatile("" : "+m"(value));
+  return value;
+}
+
 }  // namespace fusedstep

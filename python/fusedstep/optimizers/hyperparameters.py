@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from fusedstep import _native
+
 if TYPE_CHECKING:
     from fusedstep.optimizers.optimizer import Optimizer
 
@@ -40,7 +42,10 @@ def real(value: Any, what: str) -> float:
     scalar = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise TypeError(f"{what} must be a real number, got {value!r} of type {type(value).__name__}")
-    return float(scalar)
+    try:
+        return float(scalar)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if scalar > 0 else -math.inf
 
 
 class Hyperparameter(Generic[T]):
@@ -100,13 +105,15 @@ class Hyperparameter(Generic[T]):
             raise ValueError(f"{what} must lie in {self.interval.text}, got {number!r}")
         return number
 
-    def check_rounded(self, value: Any, dtype: type, who: str) -> None:
-        """Raise where a value leaves its interval when it is rounded to the compute type."""
-        if isinstance(value, float) and float(dtype(value)) not in self.interval:
-            raise ValueError(
-                f"{who}: {self.name} must lie in {self.interval.text}, but {value!r} rounds to"
-                f" {float(dtype(value))!r} in {np.dtype(dtype)}, the compute type"
-            )
+    def check_in_float32(self, value: Any, who: str) -> None:
+        """Raise where a value leaves its interval when it is rounded to float32."""
+        if isinstance(value, float):
+            rounded = _native.round_to_float32(value)
+            if rounded not in self.interval:
+                raise ValueError(
+                    f"{who}: {self.name} must lie in {self.interval.text},"
+                    f" but {value!r} rounds to {rounded!r} in float32, the compute type"
+                )
 
     def number(self, value: Any) -> float:
         """Return the value as the kernels take it."""

@@ -166,12 +166,7 @@ class Optimizer:
             leaves = flatten(variables, f"{type(self).__name__}.build")
             names, arrays = list(leaves), list(leaves.values())
         else:
-            if isinstance(variables, np.ndarray):
-                raise TypeError(
-                    f"{type(self).__name__}.build: variables is one numpy.ndarray,"
-                    " but must be a list of them; pass [w]"
-                )
-            arrays = list(variables)
+            arrays = list(_native.items_of(variables, f"{type(self).__name__}.build: variables"))
         if not arrays:
             return
         self._check_rounded(arrays)
@@ -229,12 +224,8 @@ class Optimizer:
         if plan is None:
             return self._build_and_apply(grads, variables)
         if len(self._plans) > 1 and variables is not None:
-            variables = tuple(variables)
-            plan = self._plan = self._owner(variables, plan)
-        rate = self._values["learning_rate"]
-        if type(rate) is not float:
-            rate = rate.at(plan.calls, type(self).__name__)
-        return plan.step(grads, variables, rate)
+            return self._apply_to_one_of_many(grads, variables)
+        return plan.step(grads, variables, self._learning_rate_for(plan))
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.
@@ -244,31 +235,45 @@ class Optimizer:
 
         Returns, raises: as :meth:`apply`.
         """
-        grads, variables = _native.unzip(grads_and_vars)
+        grads, variables = _native.unzip(grads_and_vars, f"{type(self).__name__}.apply_gradients")
         return self.apply(grads, variables)
 
-    def _owner(self, variables: tuple[Any, ...], current: _native.Plan) -> _native.Plan:
-        if not variables or current.owns(variables[0]):
-            return current
-        return next((plan for plan in self._plans if plan.owns(variables[0])), current)
+    def _apply_to_one_of_many(self, grads: Any, variables: Any) -> int:
+        who = f"{type(self).__name__}.apply: variables"
+        arrays = _native.items_of(variables, who)
+        plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
+        assert plan is not None
+        try:
+            calls = plan.step(grads, arrays, self._learning_rate_for(plan))
+        except ValueError:
+            for position, array in enumerate(arrays):
+                if not plan.owns(array) and any(other.owns(array) for other in self._plans):
+                    raise ValueError(
+                        f"{who}[{position}] belongs to another build than variables[0];"
+                        " each build takes its steps in calls of its own"
+                    ) from None
+            raise
+        self._plan = plan
+        return calls
 
     def _build_and_apply(self, grads: Any, variables: Any) -> int:
+        who = f"{type(self).__name__}.apply"
         if variables is None:
-            raise ValueError(
-                f"{type(self).__name__}.apply: no variables were built; pass them, or build(variables) first"
-            )
-        names = variables
-        if not isinstance(variables, (Mapping, np.ndarray)):
-            names = variables = list(variables)
-        if len(variables) == 0 and not len(grads):
+            raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
+        if not isinstance(variables, Mapping):
+            grads = _native.items_of(grads, f"{who}: grads")
+            variables = _native.items_of(variables, f"{who}: variables")
+            if not variables and grads:
+                raise ValueError(f"{who}: grads has {len(grads)} items, variables 0")
+        if not variables and not grads:
             return 0
         carried = list(self._carried)
-        self.build(names)
+        self.build(variables)
         try:
             return self.apply(grads, variables)
         except BaseException:
             self._plans.pop()
-            self._plan = self._plans[-1] if self._plans else None
+            self._plan = None
             self._carried = carried
             raise
 
@@ -279,14 +284,13 @@ class Optimizer:
                 f"{who}: grads is a {type(grads).__name__} and variables a {type(variables).__name__};"
                 " both must be dicts or both lists"
             )
-        if self._plan is None and variables is not None:
+        if self._plan is None:
             return self._build_and_apply(grads, variables)
         gradients = flatten(grads, who)
         if variables is not None:
             arrays = flatten(variables, who)
             return self.apply(in_order_of(list(arrays), gradients, who), list(arrays.values()))
-        names = self._plan.names if self._plan is not None else []
-        return self.apply(in_order_of(names, gradients, who))
+        return self.apply(in_order_of(self._plan.names, gradients, who))
 
     # State.
 
@@ -351,10 +355,13 @@ class Optimizer:
         self._carried = list(state["carried"])
 
     def _current_learning_rate(self) -> float:
+        return self._learning_rate_for(self._plan)
+
+    def _learning_rate_for(self, plan: _native.Plan | None) -> float:
         rate: float | AskedLearningRate = self._values["learning_rate"]
         if isinstance(rate, float):
             return rate
-        return rate.at(self._plan.calls if self._plan is not None else 0, type(self).__name__)
+        return rate.at(plan.calls if plan is not None else 0, type(self).__name__)
 
     def _set(self, name: str, value: Any) -> None:
         before, done = self._values, []
@@ -383,14 +390,13 @@ class Optimizer:
         values = self._values
         plan.configure(rule, numbers, values["weight_decay"] or 0.0, values["l2"] or 0.0, values["maximize"])
 
-    def _check_rounded(self, arrays: list[Any]) -> None:
+    def _check_rounded(self, arrays: Iterable[Any]) -> None:
         """Raise where a hyperparameter does not survive rounding to the compute type."""
-        for dtype in {
-            np.float64 if getattr(array, "dtype", None) == np.float64 else np.float32 for array in arrays
-        }:
-            for name, parameter in self._hyperparameters.items():
-                if isinstance(parameter, Hyperparameter):
-                    parameter.check_rounded(self._values[name], dtype, type(self).__name__)
+        if all(getattr(array, "dtype", None) == np.float64 for array in arrays):
+            return
+        for name, parameter in self._hyperparameters.items():
+            if isinstance(parameter, Hyperparameter):
+                parameter.check_in_float32(self._values[name], type(self).__name__)
 
 
 Optimizer.__init_subclass__()  # the base has a signature of its own, too

@@ -1,4 +1,6 @@
 // A plan's step: look at all that Python passed, refuse or run.
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,6 +21,26 @@ namespace {
 // Steps that take longer than this release the GIL. Shorter ones keep it: with a busy Python thread
 // beside, taking it back costs the switch interval, 5 ms.
 constexpr double long_step_seconds = 200e-6;
+
+#if PY_VERSION_HEX >= 0x030D0000
+bool python_is_ending() {
+  return Py_IsFinalizing() != 0;
+}
+#else
+bool python_is_ending() {
+  return _Py_IsFinalizing() != 0;
+}
+#endif
+
+template <class Work>
+void without_gil(Work work) {
+  PyThreadState* const state = PyEval_SaveThread();
+  work();
+  // When Python ends, daemon threads do not get the GIL back: it would end them here, by an unwinding that
+  // C++ takes for an error and aborts the process. Let them wait for the end instead.
+  while (python_is_ending()) pause();
+  PyEval_RestoreThread(state);
+}
 
 }  // namespace
 
@@ -293,8 +315,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
   // Nothing can be refused from here on.
   if (is_long()) {
     call.hold();
-    const py::gil_scoped_release release;
-    run_timed(step, nullptr);
+    without_gil([&] { run_timed(step, nullptr); });
   } else {
     run_timed(step, nullptr);
   }

@@ -45,7 +45,7 @@ def real(value: Any, what: str) -> float:
     try:
         return float(scalar)
     except OverflowError:  # an integer beyond all floats
-        return math.inf if scalar > 0 else -math.inf
+        return math.copysign(math.inf, int(scalar) > 0 or -1)
 
 
 class Hyperparameter(Generic[T]):

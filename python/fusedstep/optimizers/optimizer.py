@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -345,10 +346,28 @@ class Optimizer:
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    # Copies and pickles carry configuration, counts and slots, which are bound again at the next builds, by
+    # name or in order.
+
+    def __copy__(self) -> "Self":
+        twin = type(self)(**self.get_config())
+        twin._carried = [PlanState.of(plan) for plan in self._plans] + self._carried
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
+        return self.__copy__()
+
     def __getstate__(self) -> dict[str, Any]:
-        """Carry configuration, counts and slots; they are bound again at the next builds, in order."""
-        states = [PlanState.of(plan) for plan in self._plans]
-        return {"config": self.get_config(), "carried": states + self._carried}
+        config, states = self.get_config(), [PlanState.of(plan) for plan in self._plans]
+        if callable(config["learning_rate"]):
+            try:
+                pickle.dumps(config["learning_rate"])
+            except Exception as error:
+                raise TypeError(
+                    f"{type(self).__name__}: learning_rate cannot be pickled ({error});"
+                    " use a function of a module, or set a number before"
+                ) from error
+        return {"config": config, "carried": states + self._carried}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, **state["config"])

@@ -10,41 +10,72 @@ from fusedstep import _native
 
 
 @dataclass(frozen=True)
+class VariableState:
+    """A variable's shape and dtype, and its slots by name."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    slots: dict[str, npt.NDArray[Any]]
+
+    def fits(self, other: "VariableState") -> bool:
+        """Whether the other one could take this one's slots."""
+        return (self.shape, self.dtype) == (other.shape, other.dtype) and list(self.slots) == list(
+            other.slots
+        )
+
+
+@dataclass(frozen=True)
 class PlanState:
-    """Counts, and for each variable its shape and slots by name, in the order they were built."""
+    """Counts, and the variables in the order they were built; with their names where they have some."""
 
     calls: int
     updates: int
-    shapes: list[tuple[int, ...]]
-    slots: list[dict[str, npt.NDArray[Any]]]
+    names: list[str]
+    variables: list[VariableState]
 
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""
-        indices = range(len(plan))
-        return cls(
-            plan.calls,
-            plan.updates,
-            [plan.variable(index).shape for index in indices],
-            [{name: plan.slot(index, name).copy() for name in plan.slot_names} for index in indices],
-        )
+        variables = [
+            VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
+            for live in _live(plan)
+        ]
+        return cls(plan.calls, plan.updates, plan.names, variables)
 
     def restore(self, plan: _native.Plan, who: str) -> None:
-        """Put the state into a plan just made, or raise where it is another's."""
-        indices = range(len(plan))
-        shapes = [plan.variable(index).shape for index in indices]
-        slots = [{name: plan.slot(index, name) for name in plan.slot_names} for index in indices]
-        if shapes != self.shapes or _kinds(slots) != _kinds(self.slots):
+        """Put the state into a plan just made, by name or in order; raise where it is another's."""
+        carried = self.variables
+        if self.names and sorted(plan.names) == sorted(self.names):
+            by_name = dict(zip(self.names, self.variables, strict=True))
+            carried = [by_name[name] for name in plan.names]
+        live = _live(plan)
+        same_names = not self.names or not plan.names or sorted(plan.names) == sorted(self.names)
+        fits = same_names and len(live) == len(carried) and all(map(VariableState.fits, live, carried))
+        if not fits:
             raise ValueError(
-                f"{who}.build: this copy carries the state of {len(self.shapes)} variables with shapes"
-                f" {self.shapes}, but got {len(shapes)} with {shapes}, or with other dtypes;"
-                " build the same ones, in the same order"
+                f"{who}.build: this copy carries the state of {_describe(self.variables, self.names)},"
+                f" but got {_describe(live, plan.names)}; build the same ones, in the same order"
             )
-        for ours, theirs in zip(slots, self.slots, strict=True):
-            for name, slot in ours.items():
-                slot[...] = theirs[name]
+        for variable, source in zip(live, carried, strict=True):
+            for name, slot in variable.slots.items():
+                slot[...] = source.slots[name]
         plan.calls, plan.updates = self.calls, self.updates
 
 
-def _kinds(slots: list[dict[str, npt.NDArray[Any]]]) -> list[dict[str, np.dtype[Any]]]:
-    return [{name: slot.dtype for name, slot in of_one.items()} for of_one in slots]
+def _live(plan: _native.Plan) -> list[VariableState]:
+    """The variables of a plan, with the slots themselves."""
+    return [
+        VariableState(
+            plan.variable(index).shape,
+            plan.variable(index).dtype,
+            {name: plan.slot(index, name) for name in plan.slot_names},
+        )
+        for index in range(len(plan))
+    ]
+
+
+def _describe(variables: list[VariableState], names: list[str]) -> str:
+    labels = names or [str(position) for position in range(len(variables))]
+    shown = [f"{n}: {v.dtype} {v.shape}" for n, v in zip(labels, variables, strict=True)]
+    more = f", and {len(shown) - 8} more" if len(shown) > 8 else ""
+    return f"{len(shown)} variables ({', '.join(shown[:8])}{more})"

@@ -39,13 +39,14 @@ class Interval:
 
 def real(value: Any, what: str) -> float:
     """Return a real scalar, or an array of one element and no dimension, as a float."""
-    scalar: Any = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    scalar = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise TypeError(f"{what} must be a real number, got {value!r} of type {type(value).__name__}")
+    number: Any = scalar
     try:
-        return float(scalar)
+        return float(number)
     except OverflowError:  # an integer beyond all floats
-        return math.inf if scalar > 0 else -math.inf
+        return math.inf if number > 0 else -math.inf
 
 
 class Hyperparameter(Generic[T]):

@@ -1,0 +1,101 @@
+"""The goals, as data, and whether a run reached them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.measure import Series
+from bench.memory import Memory
+from bench.workloads import DEEPSPEED, FUSEDSTEP, PYTORCH, SAME_BYTES
+
+Key = tuple[str, str]  # workload and contestant
+Results = dict[Key, Series]  # those that have samples
+
+ALLOWED_GROWTH = 1_000_000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound for something measured."""
+
+    text: str
+    measure: Callable[[Results], float]
+    at_most: float = float("inf")
+    at_least: float = 0.0
+    unit: str = "x"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a goal; None where it was not measured."""
+
+    goal: str
+    measured: str
+    reached: bool | None
+
+
+def time(workload: str) -> Callable[[Results], float]:
+    """Measure fusedstep's median time in microseconds."""
+    return lambda results: 1e6 * results[workload, FUSEDSTEP].median
+
+
+def beside(workload: str, other: str) -> Callable[[Results], float]:
+    """Measure how many times as long fusedstep takes as for another workload of the group."""
+    return lambda results: results[workload, FUSEDSTEP].over(results[other, FUSEDSTEP])
+
+
+def slower(peer: str, workload: str) -> Callable[[Results], float]:
+    """Measure how many times as long as fusedstep a peer takes."""
+    return lambda results: results[workload, peer].over(results[workload, FUSEDSTEP])
+
+
+def share(workload: str) -> Callable[[Results], float]:
+    """Measure how fast fusedstep is where the same-bytes loop is 1."""
+    return slower(SAME_BYTES, workload)
+
+
+GOALS = [
+    Goal("1000x256 takes <= 1.5x the time of 1x256000", beside("1000x256", "1x256000"), at_most=1.5),
+    Goal("1000x256: PyTorch takes >= 50x", slower(PYTORCH, "1000x256"), at_least=50),
+    Goal("1000x256: DeepSpeed takes >= 30x", slower(DEEPSPEED, "1000x256"), at_least=30),
+    Goal("10000x64 takes <= 300 us", time("10000x64"), at_most=300, unit=" us"),
+    Goal("1x64 takes <= 3 us", time("1x64"), at_most=3, unit=" us"),
+    Goal("10000x64-spinner takes <= 3x the quiet time", beside("10000x64-spinner", "10000x64"), at_most=3),
+    Goal("1x64-spinner takes <= 3x the quiet time", beside("1x64-spinner", "1x64"), at_most=3),
+    Goal("1x100000: PyTorch takes >= 2.5x", slower(PYTORCH, "1x100000"), at_least=2.5),
+    Goal("1x1000000: PyTorch takes >= 1.4x", slower(PYTORCH, "1x1000000"), at_least=1.4),
+    Goal("1x1000000: DeepSpeed is not faster", slower(DEEPSPEED, "1x1000000"), at_least=1),
+    Goal("resnet50 runs at >= 0.9 of same bytes", share("resnet50"), at_least=0.9),
+    Goal("resnet50: PyTorch is not faster", slower(PYTORCH, "resnet50"), at_least=1),
+    Goal("gpt2 runs at >= 0.9 of same bytes", share("gpt2"), at_least=0.9),
+    Goal("gpt2: PyTorch is not faster", slower(PYTORCH, "gpt2"), at_least=1),
+    Goal("resnet50-bfloat16 runs at >= 0.85 of same bytes", share("resnet50-bfloat16"), at_least=0.85),
+    Goal("gpt2-bfloat16 runs at >= 0.85 of same bytes", share("gpt2-bfloat16"), at_least=0.85),
+]
+
+
+def by_key(series: list[Series]) -> Results:
+    """Index the series that have samples."""
+    return {(one.workload, one.contestant): one for one in series if one.samples}
+
+
+def judge(series: list[Series], memory: list[Memory]) -> list[Verdict]:
+    """Say for each goal whether it was reached."""
+    results, verdicts = by_key(series), []
+    for goal in GOALS:
+        try:
+            measured = goal.measure(results)
+        except KeyError:
+            verdicts.append(Verdict(goal.text, "not measured", None))
+        else:
+            reached = goal.at_least <= measured <= goal.at_most
+            verdicts.append(Verdict(goal.text, f"{measured:.3g}{goal.unit}", reached))
+    for one in memory:
+        size = f"{one.variable_bytes / 1e6:.0f} MB of {one.dtype}"
+        growth, slots = f"{one.growth / 1e6:.2f} MB", f"{one.slot_bytes / 1e6:.0f} MB"
+        verdicts += [
+            Verdict(f"{size}: steps allocate < 1 MB", growth, one.growth < ALLOWED_GROWTH),
+            Verdict(
+                f"{size}: slots take 2 x 4 bytes an element", slots, one.slot_bytes == 2 * 4 * one.elements
+            ),
+        ]
+    return verdicts

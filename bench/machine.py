@@ -1,0 +1,74 @@
+"""The machine and the versions that the figures belong to."""
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fusedstep
+
+
+def describe(threads: int, rounds: int) -> dict[str, Any]:
+    """Return what the figures depend on, by name."""
+    info = fusedstep.build_info()
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "rounds": rounds,
+        "load": os.getloadavg()[0],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "huge_pages": huge_pages(),
+        "kernel": platform.release(),
+        "build": {name: info[name] for name in ("compiler", "target", "openmp")},
+        "versions": {
+            "python": platform.python_version(),
+            "fusedstep": info["version"],
+            **{name: version(name) for name in ("numpy", "ml_dtypes", "torch", "deepspeed")},
+        },
+    }
+
+
+def version(package: str) -> str | None:
+    """Return the version of a package, or None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def available_bytes() -> int:
+    """Return how much memory can be taken before Linux takes it from others."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/meminfo does not tell MemAvailable")
+
+
+def cpu_model() -> str:
+    """Return the processor's name, or its architecture where Linux does not tell it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def huge_pages() -> str | None:
+    """Return when Linux gives huge pages: its three choices, the one in force in brackets."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.read_text().strip() if setting.exists() else None
+
+
+def commit() -> str | None:
+    """Return the commit of these sources, with "+" where they have changed since; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,151 @@
+"""Interleaved rounds: every contestant of a group steps in every round, so all see the same machine."""
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from statistics import mean, median, quantiles
+from time import perf_counter
+
+from bench.contestants import UnavailableError, make
+from bench.machine import available_bytes
+from bench.workloads import Workload
+
+# A block of small steps, long against the clock and short against what else happens on the machine.
+BLOCK_SECONDS = 10e-3
+# Beside a spinning thread: Python's threads take turns of 5 ms, and a block sees many turns.
+SPINNER_BLOCK_SECONDS = 200e-3
+# Uncounted steps before each block. They bring the arrays back into the caches, and outlast the 10 ms
+# or so that the threads of another contestant's OpenMP keep spinning.
+WARM_UP_SECONDS = 20e-3
+# On a slow or busy machine a group ends after this, with this many rounds at least.
+GROUP_SECONDS, FEWEST_ROUNDS = 40.0, 5
+
+
+@dataclass
+class Series:
+    """The samples of a contestant on a workload in seconds per step, one for each round.
+
+    Attributes:
+        workload: the workload's name.
+        contestant: the contestant's name.
+        steps: how many steps are timed at once; beside a spinner one, since their times differ.
+        samples: the time of a block over its steps; beside a spinner the median of its steps.
+        means: beside a spinner, the mean of the block's steps.
+        absent: why there are no samples.
+    """
+
+    workload: str
+    contestant: str
+    steps: int = 0
+    samples: list[float] = field(default_factory=list)
+    means: list[float] = field(default_factory=list)
+    absent: str = ""
+
+    @property
+    def median(self) -> float:
+        """The median of the samples."""
+        return median(self.samples)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile of the samples."""
+        first, _, third = quantiles(self.samples, n=4, method="inclusive")
+        return first, third
+
+    def over(self, other: "Series") -> float:
+        """How many times as long as the other one: the median of the ratios within each round."""
+        return median(mine / its for mine, its in zip(self.samples, other.samples, strict=True))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A contestant on a workload, ready to step."""
+
+    series: Series
+    step: Callable[[], object]
+    spinner: bool
+
+    def run_block(self) -> None:
+        """Warm up, then add a sample."""
+        if self.spinner:
+            with spinning_thread():
+                run_for(WARM_UP_SECONDS, self.step)
+                times = run_for(SPINNER_BLOCK_SECONDS, self.step)
+            self.series.samples.append(median(times))
+            self.series.means.append(mean(times))
+        else:
+            run_for(WARM_UP_SECONDS, self.step)
+            step, steps = self.step, self.series.steps
+            start = perf_counter()
+            for _ in repeat(None, steps):
+                step()
+            self.series.samples.append((perf_counter() - start) / steps)
+
+
+def run_for(seconds: float, step: Callable[[], object]) -> list[float]:
+    """Step at least once and for so many seconds; return the time of each step."""
+    times: list[float] = []
+    begin = former = perf_counter()
+    while not times or former - begin < seconds:
+        step()
+        now = perf_counter()
+        times.append(now - former)
+        former = now
+    return times
+
+
+@contextmanager
+def spinning_thread() -> Iterator[None]:
+    """Have a Python thread beside that computes without rest."""
+    stop = False
+
+    def spin() -> None:
+        while not stop:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop = True
+        thread.join()
+
+
+def prepare(workload: Workload, contestant: str, threads: int) -> Lane | Series:
+    """Make a contestant, warm its state and size its blocks; or return a series that says why not."""
+    try:
+        if available_bytes() < 2 * workload.held_bytes:  # some copy as they are made
+            raise UnavailableError("too little memory is free")
+        made = make(contestant, workload.shapes, dtype=workload.dtype, threads=threads)
+    except UnavailableError as error:
+        return Series(workload.name, contestant, absent=str(error))
+    for _ in range(3):
+        made.step()
+    each = median(run_for(WARM_UP_SECONDS, made.step))
+    steps = 1 if workload.spinner else max(round(BLOCK_SECONDS / each), 1)
+    return Lane(Series(workload.name, contestant, steps), made.step, workload.spinner)
+
+
+def measure(group: list[Workload], rounds: int, threads: int) -> list[Series]:
+    """Measure all contestants of the workloads of a group."""
+    prepared = [
+        prepare(workload, contestant, threads) for workload in group for contestant in workload.contestants
+    ]
+    lanes = [lane for lane in prepared if isinstance(lane, Lane)]
+    gc.collect()
+    gc.disable()
+    try:
+        begin = perf_counter()
+        for number in range(rounds):
+            if number >= FEWEST_ROUNDS and perf_counter() - begin > GROUP_SECONDS:
+                break
+            first = number % len(lanes)  # so that nobody always follows the same one
+            for lane in lanes[first:] + lanes[:first]:
+                lane.run_block()
+    finally:
+        gc.enable()
+    return [lane.series if isinstance(lane, Lane) else lane for lane in prepared]

@@ -1,0 +1,47 @@
+"""What a step allocates beyond the optimizer's slots."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import fusedstep
+from bench.contestants import start
+from bench.workloads import Shape
+
+SHAPES: list[Shape] = [(25_000_000,)] * 2  # 200 MB of float32 variables
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The slots' bytes, and by how many the memory of the process grew at most during the steps."""
+
+    dtype: str
+    elements: int
+    variable_bytes: int
+    slot_bytes: int
+    growth: int
+
+
+def measure_memory(dtype: str) -> Memory:
+    """Step on contiguous arrays and look at the peak of the process's resident memory."""
+    variables, gradients = start(SHAPES, dtype)
+    opt = fusedstep.Adam(1e-6)
+    opt.apply(gradients, variables)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _resident("VmRSS")
+    for _ in range(STEPS):
+        opt.apply(gradients, variables)
+    return Memory(
+        dtype,
+        sum(variable.size for variable in variables),
+        sum(variable.nbytes for variable in variables),
+        sum(slot.nbytes for slot in opt.variables),
+        max(_resident("VmHWM") - before, 0),
+    )
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")

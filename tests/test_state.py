@@ -1,0 +1,397 @@
+"""State: copies and pickles that continue, builds that are dropped, and who keeps what alive."""
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fusedstep import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+
+Array = npt.NDArray[Any]
+
+MAKERS: list[Callable[[], Optimizer]] = [
+    lambda: SGD(0.01),
+    lambda: SGD(0.01, momentum=0.9, form="torch", dampening=0.5),
+    lambda: Adam(0.01, epsilon_hat=True),
+    lambda: AdamW(0.01, amsgrad=True, weight_decay=0.1),
+    lambda: RMSprop(0.01, centered=True, momentum=0.9, maximize=True),
+    lambda: Adagrad(0.01, form="torch", learning_rate_decay=0.1, l2=0.1),
+]
+every_optimizer = pytest.mark.parametrize("make", MAKERS, ids=lambda make: repr(make()))
+
+
+def by_pickle(protocol: int) -> Callable[[Any], Any]:
+    return lambda optimizer: pickle.loads(pickle.dumps(optimizer, protocol))
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    **{f"pickle {protocol}": by_pickle(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)},
+    "copy of a copy": lambda optimizer: by_pickle(4)(copy.deepcopy(optimizer)),
+}
+SHAPES: list[tuple[int, ...]] = [(5,), (2, 3), (), (0,), (700,)]
+DTYPES = [np.float32, np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+def model(seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(s)).astype(d) for s, d in zip(SHAPES, DTYPES, strict=True)]
+
+
+def bits(optimizer: Optimizer, variables: list[Array]) -> list[bytes]:
+    return [array.tobytes() for array in (*variables, *optimizer.variables)]
+
+
+def half_rate(step: int) -> float:
+    return 0.5 / (1 + step)
+
+
+# Copies and pickles.
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("steps", [0, 3])
+@every_optimizer
+def test_copies_continue_to_the_same_bits(make: Callable[[], Optimizer], steps: int, how: str) -> None:
+    """Configuration, counts and slots come along; the variables are bound again at the next build."""
+    opt, variables = make(), model()
+    opt.build(variables)
+    for step in range(steps):
+        opt.apply(model(step + 1), variables)
+    twin, twins = COPIES[how](opt), [v.copy() for v in variables]
+    assert type(twin) is type(opt)
+    assert twin.get_config() == opt.get_config()
+    assert twin.iterations == opt.iterations == steps
+    assert twin.variables == []
+    twin.build(twins)
+    assert bits(twin, twins) == bits(opt, variables)
+    assert twin.iterations == steps
+    for step in range(2):
+        assert twin.apply(model(step + 9), twins) == steps + step + 1
+        assert opt.apply(model(step + 9), variables) == steps + step + 1
+    assert bits(twin, twins) == bits(opt, variables)
+
+
+def test_copies_build_in_their_first_step_too() -> None:
+    opt, variables = Adam(0.01), model()
+    opt.apply(model(1), variables)
+    twin, twins = copy.deepcopy(opt), [v.copy() for v in variables]
+    assert twin.apply(model(2), twins) == opt.apply(model(2), variables) == 2
+    assert bits(twin, twins) == bits(opt, variables)
+
+
+def test_a_copy_is_independent() -> None:
+    opt, variables = Adam(0.01), model()
+    opt.apply(model(1), variables)
+    twin, twins = copy.deepcopy(opt), [v.copy() for v in variables]
+    before = bits(opt, variables)
+    twin.beta_1 = 0.5
+    twin.learning_rate = 0.5
+    twin.apply(model(2), twins)
+    assert bits(opt, variables) == before
+    assert (opt.beta_1, opt.learning_rate, opt.iterations) == (0.9, 0.01, 1)
+
+
+def test_a_copy_carries_what_its_original_had_when_it_was_made() -> None:
+    opt, variables = Adam(0.01), model()
+    opt.apply(model(1), variables)
+    twin, twins = copy.deepcopy(opt), [v.copy() for v in variables]
+    expected = bits(opt, variables)
+    opt.apply(model(2), variables)
+    twin.build(twins)
+    assert bits(twin, twins) == expected
+    assert twin.iterations == 1
+
+
+def test_several_builds_come_along_in_order() -> None:
+    opt = Adam(0.01)
+    models = [[np.ones(3)], [np.ones(4), np.ones(2)]]
+    for number, variables in enumerate(models):
+        opt.build(variables)
+        for _ in range(number + 2):
+            opt.apply([np.ones_like(v) for v in variables], variables)
+    twin, copies = copy.deepcopy(opt), copy.deepcopy(models)
+    twin.build(copies[0])
+    between = pickle.loads(pickle.dumps(twin))
+    twin.build(copies[1])
+    assert twin.apply([np.ones(3)], copies[0]) == 3
+    assert twin.apply([np.ones(4), np.ones(2)], copies[1]) == 4
+    others = copy.deepcopy(models)
+    for variables in others:
+        between.build(variables)
+    assert between.apply([np.ones(3)], others[0]) == 3
+    assert between.apply([np.ones(4), np.ones(2)], others[1]) == 4
+    assert bits(twin, copies[0] + copies[1]) == bits(between, others[0] + others[1])
+
+
+def test_callable_learning_rates_come_along() -> None:
+    opt, w = SGD(half_rate), np.zeros(1)
+    opt.apply([np.ones(1)], [w])
+    for how in COPIES.values():
+        twin, v = how(opt), w.copy()
+        twin.apply([np.ones(1)], [v])
+        assert v[0] == -0.75
+    assert copy.deepcopy(SGD(lambda: 0.5)).learning_rate == 0.5
+
+
+def test_what_cannot_be_pickled_is_named() -> None:
+    """A lambda cannot; the sentence says that it is the learning rate, and what to do."""
+    with pytest.raises((TypeError, ValueError, pickle.PicklingError, AttributeError), match="learning_rate"):
+        pickle.dumps(SGD(lambda: 0.5))
+
+
+def test_a_pickle_is_read_by_another_process(tmp_path: Path) -> None:
+    opt, w = AdamW(0.01), np.linspace(-1, 1, 50)
+    opt.apply([np.ones(50)], [w])
+    (tmp_path / "state").write_bytes(pickle.dumps((opt, w)))
+    opt.apply([np.ones(50)], [w])
+    script = """
+        import pickle, sys
+        from pathlib import Path
+        import numpy as np
+        opt, w = pickle.loads(Path(sys.argv[1]).read_bytes())
+        opt.apply([np.ones(50)], [w])
+        print(opt.iterations, w.tobytes().hex())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "state")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["2", w.tobytes().hex()]
+
+
+# A build of other variables than those that were copied.
+
+MISMATCHES: list[tuple[str, Callable[[], list[Array]]]] = [
+    ("fewer", lambda: [np.zeros(3)]),
+    ("more", lambda: [np.zeros(3), np.zeros((2, 2), np.float32), np.zeros(1)]),
+    ("another order", lambda: [np.zeros((2, 2), np.float32), np.zeros(3)]),
+    ("another shape", lambda: [np.zeros(3), np.zeros(4, np.float32)]),
+    ("another dtype", lambda: [np.zeros(3), np.zeros((2, 2))]),
+]
+
+
+@pytest.mark.parametrize("make", [lambda: Adam(0.1), lambda: SGD(0.1)], ids=["Adam", "SGD without slots"])
+@pytest.mark.parametrize("row", MISMATCHES, ids=[row[0] for row in MISMATCHES])
+@pytest.mark.parametrize("way", ["build", "first step"])
+def test_a_build_of_others_is_refused_and_changes_nothing(
+    way: str, row: tuple[str, Callable[[], list[Array]]], make: Callable[[], Optimizer]
+) -> None:
+    opt: Optimizer = make()
+    variables: list[Array] = [np.ones(3), np.ones((2, 2), np.float32)]
+    opt.apply([np.ones(3), np.ones((2, 2))], variables)
+    twin, twins, others = copy.deepcopy(opt), [v.copy() for v in variables], row[1]()
+    grads = [np.ones(v.shape) for v in others]
+    sentence = (
+        r"\.build: this copy carries the state of 2 variables \(0: float64 \(3,\), 1: float32 \(2, 2\)\),"
+        r" but got \d variables \(.*\); build the same ones, in the same order"
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=sentence):
+            twin.build(others) if way == "build" else twin.apply(grads, others)
+        assert all((v == 0).all() for v in others)
+        assert twin.variables == []
+        assert twin.iterations == 1
+    twin.build(twins)
+    assert twin.apply([np.ones(3), np.ones((2, 2))], twins) == 2
+    opt.apply([np.ones(3), np.ones((2, 2))], variables)
+    assert bits(twin, twins) == bits(opt, variables)
+
+
+def test_a_refused_first_step_keeps_what_a_copy_carries() -> None:
+    opt, w = Adam(0.1), np.ones(3)
+    opt.apply([np.ones(3)], [w])
+    twin, v = copy.deepcopy(opt), w.copy()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"grads\[0\] has shape \(4,\), its variable has \(3,\)"):
+            twin.apply([np.ones(4)], [v])
+        assert twin.variables == []
+        assert twin.iterations == 1
+    assert twin.apply([np.ones(3)], [v]) == opt.apply([np.ones(3)], [w]) == 2
+    assert bits(twin, [v]) == bits(opt, [w])
+
+
+def test_names_in_another_order_do_not_exchange_state() -> None:
+    """Two variables of one shape, built by name: in another order state goes by name, or is refused."""
+    opt, a, b = SGD(1.0, momentum=0.5), np.zeros(2), np.zeros(2)
+    opt.apply({"a": np.ones(2), "b": np.full(2, 5.0)}, {"a": a, "b": b})
+    twin, c, d = copy.deepcopy(opt), a.copy(), b.copy()
+    try:
+        twin.build({"b": d, "a": c})
+    except ValueError:
+        return
+    assert (twin.slots(c)["momentum"] == -1).all()
+    assert (twin.slots(d)["momentum"] == -5).all()
+
+
+def test_a_copy_with_other_slots_is_refused() -> None:
+    opt, w = Adam(0.1), np.ones(3)
+    opt.apply([np.ones(3)], [w])
+    twin = copy.deepcopy(opt)
+    twin.amsgrad = True
+    with pytest.raises(ValueError, match=r"Adam\.build: this copy carries the state"):
+        twin.build([w.copy()])
+    twin.amsgrad = False
+    twin.build([w.copy()])
+    assert twin.iterations == 1
+
+
+# Forget.
+
+
+def test_forget_drops_slots_and_counts() -> None:
+    opt, a, b = SGD(1.0, momentum=0.5), np.zeros(2), np.zeros(3)
+    opt.build({"a": a})
+    opt.build([b])
+    for _ in range(2):
+        opt.apply([np.ones(3)], [b])
+    opt.apply([np.ones(2)], [a])
+    opt.forget({"a": a})
+    assert opt.iterations == 2
+    assert len(opt.variables) == 1
+    with pytest.raises(KeyError):
+        opt.slots(a)
+    with pytest.raises(ValueError, match="never built"):
+        opt.apply([np.ones(2)], [a])
+    with pytest.raises(ValueError, match=r"SGD\.forget"):
+        opt.forget([a])
+    opt.build([a])
+    assert opt.iterations == 0
+    assert opt.apply([np.ones(2)], [a]) == 1
+    assert (a == -2).all(), "the momentum began anew"
+    assert opt.apply([np.ones(3)], [b]) == 3
+
+
+def test_forget_everything_and_begin_anew() -> None:
+    opt, w = Adam(0.1), np.ones(3)
+    opt.apply([np.ones(3)], [w])
+    opt.forget([w])
+    assert (opt.variables, opt.iterations) == ([], 0)
+    with pytest.raises(ValueError, match="no variables were built"):
+        opt.apply([np.ones(3)])
+    fresh, v = Adam(0.1), w.copy()
+    assert opt.apply([np.ones(3)], [w]) == fresh.apply([np.ones(3)], [v]) == 1
+    assert bits(opt, [w]) == bits(fresh, [v])
+
+
+# Who keeps what alive.
+
+
+class Watched(np.ndarray[Any, Any]):
+    """An array whose end can be seen."""
+
+
+def watched(size: int) -> tuple[Any, "weakref.ref[Any]"]:
+    array = np.ones(size).view(Watched)
+    return array, weakref.ref(array)
+
+
+def test_variables_live_as_long_as_their_build() -> None:
+    """Their memory cannot be given to another array, which would then be taken for the variable."""
+    opt = Adam(0.1)
+    w, alive = watched(1000)
+    opt.build([w])
+    del w
+    gc.collect()
+    assert alive() is not None
+    assert opt.apply([np.ones(1000)]) == 1
+    assert not np.array_equal(np.asarray(alive()), np.ones(1000))
+    opt.forget([alive()])
+    gc.collect()
+    assert alive() is None
+
+    w, alive = watched(1000)
+    opt.build([w])
+    del w, opt
+    gc.collect()
+    assert alive() is None
+
+
+def test_gradients_live_no_longer_than_the_call() -> None:
+    opt, w = Adam(0.1), np.ones(1000)
+    for _ in range(2):
+        gradient, alive = watched(1000)
+        opt.apply([gradient], [w])
+        del gradient
+        assert alive() is None
+    bad, alive = watched(999)
+    with pytest.raises(ValueError, match="has shape"):
+        opt.apply([bad], [w])
+    del bad
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_refused_build_keeps_nothing_alive() -> None:
+    opt = Adam(0.1)
+    w, alive = watched(10)
+    for bad in ([w, w], [w, w[::2]], [w, np.ones(3, int)]):
+        with pytest.raises((ValueError, TypeError)):
+            opt.build(bad)
+    with pytest.raises(ValueError, match="has shape"):
+        opt.apply([np.ones(9)], [w])
+    del w, bad
+    gc.collect()
+    assert alive() is None
+
+
+def test_slots_outlive_the_optimizer() -> None:
+    opt, w = SGD(1.0, momentum=0.5), np.zeros(100_000)
+    opt.apply([np.ones(100_000)], [w])
+    momentum, everything = opt.slots(w)["momentum"], opt.variables
+    part = momentum[10:20]
+    opt.forget([w])
+    del opt, momentum
+    gc.collect()
+    rubbish = [np.full(100_000, 7.0) for _ in range(20)]
+    assert (part == -1).all()
+    assert (everything[0] == -1).all()
+    part[...] = 3
+    assert (everything[0][10:20] == 3).all()
+    assert len(rubbish) == 20
+
+
+def test_no_reference_is_lost_or_kept() -> None:
+    """Reference counts of all that goes in are afterwards as before, in good calls and bad ones."""
+    opt, w, bad = Adam(0.1), np.ones(8), np.ones(7)
+    gradient, strided = np.ones(8), np.ones(16)[::2]
+    scalar, scalar_gradient = np.array(1.0), np.float64(1)
+    opt.apply([gradient, scalar_gradient], [w, scalar])
+    things = [w, bad, gradient, strided, scalar, scalar_gradient]
+
+    def use() -> None:
+        opt.apply([gradient, scalar_gradient], [w, scalar])
+        opt.apply([strided, None], [w, scalar])
+        opt.apply_gradients([(scalar_gradient, scalar), (gradient, w)])
+        opt.apply((g for g in (gradient, None)), iter([w, scalar]))
+        opt.slots(w)
+        for refused in (bad, gradient.astype(int), "no array", w[:4]):
+            with pytest.raises((ValueError, TypeError)):
+                opt.apply([refused, None], [w, scalar])
+            with pytest.raises((ValueError, TypeError)):
+                opt.apply([gradient], [refused])
+            with pytest.raises((ValueError, TypeError)):
+                opt.build([refused, w])
+
+    use()
+    gc.collect()
+    before = [sys.getrefcount(thing) for thing in things]
+    for _ in range(20):
+        use()
+    gc.collect()
+    assert [sys.getrefcount(thing) for thing in things] == before

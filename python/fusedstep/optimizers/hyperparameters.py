@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fusedstep import _native
 
 if TYPE_CHECKING:
-    from fusedstep.optimizers.optimizer import Optimizer
+    from fusedstep.optimizers.declared import Declared
 
 T = TypeVar("T")
 
@@ -74,14 +74,14 @@ class Hyperparameter(Generic[T]):
     @overload
     def __get__(self, instance: None, owner: type) -> "Hyperparameter[T]": ...
     @overload
-    def __get__(self, instance: "Optimizer", owner: type) -> T: ...
-    def __get__(self, instance: "Optimizer | None", owner: type) -> "Hyperparameter[T] | T":
+    def __get__(self, instance: "Declared", owner: type) -> T: ...
+    def __get__(self, instance: "Declared | None", owner: type) -> "Hyperparameter[T] | T":
         if instance is None:
             return self
         value: T = instance._values[self.name]
         return value
 
-    def __set__(self, instance: "Optimizer", value: T) -> None:
+    def __set__(self, instance: "Declared", value: T) -> None:
         instance._set(self.name, self.check(value, type(instance).__name__))
 
     def check(self, value: Any, who: str) -> Any:
@@ -159,13 +159,13 @@ class LearningRate:
     @overload
     def __get__(self, instance: None, owner: type) -> "LearningRate": ...
     @overload
-    def __get__(self, instance: "Optimizer", owner: type) -> float: ...
-    def __get__(self, instance: "Optimizer | None", owner: type) -> "LearningRate | float":
+    def __get__(self, instance: "Declared", owner: type) -> float: ...
+    def __get__(self, instance: "Declared | None", owner: type) -> "LearningRate | float":
         if instance is None:
             return self
-        return instance._current_learning_rate()
+        return instance._learning_rate_at(instance._calls())
 
-    def __set__(self, instance: "Optimizer", value: "float | Schedule | npt.NDArray[Any]") -> None:
+    def __set__(self, instance: "Declared", value: "float | Schedule | npt.NDArray[Any]") -> None:
         instance._values["learning_rate"] = self.check(value, type(instance).__name__)
 
     def check(self, value: Any, who: str) -> "float | AskedLearningRate":

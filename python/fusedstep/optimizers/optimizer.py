@@ -1,40 +1,25 @@
 """The base of all optimizers: arguments, state and the step; no arithmetic."""
 
-import difflib
-import inspect
 import pickle
-import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
-from fusedstep.optimizers.hyperparameters import (
-    AskedLearningRate,
-    Hyperparameter,
-    LearningRate,
-    hyperparameter,
-)
+from fusedstep.optimizers.declared import Declared
+from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
 from fusedstep.optimizers.state import PlanState
 from fusedstep.structure import flatten, in_order_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, dataclass_transform
-else:
-
-    def dataclass_transform(**_: Any) -> Any:
-        """Tell type checkers, and nobody else, that declarations make the arguments of __init__."""
-        return lambda cls: cls
-
+    from typing_extensions import Self
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(hyperparameter, LearningRate))
-class Optimizer:
+class Optimizer(Declared):
     """What all optimizers share.
 
     Variables are NumPy arrays of float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous
@@ -68,61 +53,11 @@ class Optimizer:
         default=None, interval="[0, inf)", optional=True, meaning="weight of an L2 penalty"
     )
     maximize: bool = hyperparameter(default=False, meaning="ascend instead of descend")
-    name: str = hyperparameter(default="", meaning="name; the class's in lower case if empty")
 
-    _hyperparameters: ClassVar[dict[str, "Hyperparameter[Any] | LearningRate"]] = {}
-
-    def __init_subclass__(cls) -> None:
-        """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
-        declared: dict[str, Hyperparameter[Any] | LearningRate] = {}
-        for base in cls.__mro__:
-            for name, value in vars(base).items():
-                if isinstance(value, (Hyperparameter, LearningRate)):
-                    declared.setdefault(name, value)
-        cls._hyperparameters = {"learning_rate": declared["learning_rate"]} | declared
-        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY
-                    if isinstance(parameter, Hyperparameter)
-                    else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                    default=parameter.default,
-                )
-                for name, parameter in cls._hyperparameters.items()
-            ]
-        )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        cls, who = type(self), type(self).__name__
-        if "lr" in kwargs and "learning_rate" not in kwargs and not args:
-            warnings.warn(f"{who}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
-            kwargs["learning_rate"] = kwargs.pop("lr")
-        if len(args) > 1:
-            raise TypeError(
-                f"{who}: only learning_rate can be given by position, got {len(args)} positional arguments;"
-                " name the others"
-            )
-        if args:
-            if "learning_rate" in kwargs:
-                raise TypeError(
-                    f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}"
-                )
-            kwargs["learning_rate"] = args[0]
-        for unknown in kwargs.keys() - cls._hyperparameters.keys():
-            close = difflib.get_close_matches(unknown, cls._hyperparameters, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(cls._hyperparameters)}"
-            raise TypeError(f"{who}: there is no argument {unknown}; {hint}")
-
-        self._values: dict[str, Any] = {
-            name: parameter.check(kwargs.get(name, parameter.default), who)
-            for name, parameter in cls._hyperparameters.items()
-        }
-        self._values["name"] = self._values.get("name") or who.lower()
+    def _begin(self) -> None:
         self._plans: list[_native.Plan] = []
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
-        self._check_together()
 
     # What a class declares, besides its hyperparameters.
 
@@ -135,9 +70,6 @@ class Optimizer:
     def _initial(self) -> dict[str, float]:
         """Return what the slots start with, where it is not zero."""
         return {}
-
-    def _check_together(self) -> None:
-        """Raise where hyperparameters contradict each other."""
 
     # Steps.
 
@@ -226,7 +158,7 @@ class Optimizer:
             return self._build_and_apply(grads, variables)
         if len(self._plans) > 1 and variables is not None:
             return self._apply_to_one_of_many(grads, variables)
-        return plan.step(grads, variables, self._learning_rate_for(plan))
+        return plan.step(grads, variables, self._learning_rate_at(plan.calls))
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.
@@ -245,7 +177,7 @@ class Optimizer:
         plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
         assert plan is not None
         try:
-            calls = plan.step(grads, arrays, self._learning_rate_for(plan))
+            calls = plan.step(grads, arrays, self._learning_rate_at(plan.calls))
         except ValueError:
             for position, array in enumerate(arrays):
                 if not plan.owns(array) and any(other.owns(array) for other in self._plans):
@@ -324,28 +256,6 @@ class Optimizer:
                 return {name: plan.slot(index, name) for name in plan.slot_names}
         raise KeyError(f"{type(self).__name__}.slots: this array was never built; build(variables) first")
 
-    # Configuration.
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them."""
-        config = dict(self._values)
-        rate = config["learning_rate"]
-        config["learning_rate"] = rate.config() if isinstance(rate, AskedLearningRate) else rate
-        return config
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Self":
-        """Make an optimizer of what ``get_config`` returned."""
-        return cls(**config)
-
-    def __repr__(self) -> str:
-        shown = [
-            f"{name}={value!r}"
-            for name, value in self.get_config().items()
-            if name == "learning_rate" or (name != "name" and value != self._hyperparameters[name].default)
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
     # Copies and pickles carry configuration, counts and slots, which are bound again at the next builds, by
     # name or in order.
 
@@ -373,30 +283,14 @@ class Optimizer:
         type(self).__init__(self, **state["config"])
         self._carried = list(state["carried"])
 
-    def _current_learning_rate(self) -> float:
-        return self._learning_rate_for(self._plan)
+    def _calls(self) -> int:
+        return self._plan.calls if self._plan is not None else 0
 
-    def _learning_rate_for(self, plan: _native.Plan | None) -> float:
-        rate: float | AskedLearningRate = self._values["learning_rate"]
-        if isinstance(rate, float):
-            return rate
-        return rate.at(plan.calls if plan is not None else 0, type(self).__name__)
-
-    def _set(self, name: str, value: Any) -> None:
-        before, done = self._values, []
-        self._values = before | {name: value}
-        try:
-            self._check_together()
-            for plan in self._plans:
-                self._check_rounded([plan.variable(index) for index in range(len(plan))])
-            for plan in self._plans:
-                self._configure(plan)
-                done.append(plan)
-        except BaseException:
-            self._values = before
-            for plan in done:
-                self._configure(plan)
-            raise
+    def _changed(self) -> None:
+        for plan in self._plans:
+            self._check_rounded([plan.variable(index) for index in range(len(plan))])
+        for plan in self._plans:
+            self._configure(plan)
 
     def _configure(self, plan: _native.Plan) -> None:
         rule = self._rule()
@@ -416,6 +310,3 @@ class Optimizer:
         for name, parameter in self._hyperparameters.items():
             if isinstance(parameter, Hyperparameter):
                 parameter.check_in_float32(self._values[name], type(self).__name__)
-
-
-Optimizer.__init_subclass__()  # the base has a signature of its own, too

@@ -1,0 +1,131 @@
+"""From declared hyperparameters to arguments: constructor, signature, configuration, repr."""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fusedstep.optimizers.hyperparameters import (
+    AskedLearningRate,
+    Hyperparameter,
+    LearningRate,
+    hyperparameter,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        """Tell type checkers, and nobody else, that declarations make the arguments of __init__."""
+        return lambda cls: cls
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(hyperparameter, LearningRate))
+class Declared:
+    """A class whose hyperparameters are declared in its body, and in its bases'."""
+
+    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
+    name: str = hyperparameter(default="", meaning="name; the class's in lower case if empty")
+
+    _hyperparameters: ClassVar[dict[str, "Hyperparameter[Any] | LearningRate"]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
+        declared: dict[str, Hyperparameter[Any] | LearningRate] = {}
+        for base in cls.__mro__:
+            for name, value in vars(base).items():
+                if isinstance(value, (Hyperparameter, LearningRate)):
+                    declared.setdefault(name, value)
+        cls._hyperparameters = {"learning_rate": declared["learning_rate"]} | declared
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY
+                    if isinstance(parameter, Hyperparameter)
+                    else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=parameter.default,
+                )
+                for name, parameter in cls._hyperparameters.items()
+            ]
+        )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cls, who = type(self), type(self).__name__
+        if "lr" in kwargs and "learning_rate" not in kwargs and not args:
+            warnings.warn(f"{who}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
+            kwargs["learning_rate"] = kwargs.pop("lr")
+        if len(args) > 1:
+            raise TypeError(
+                f"{who}: only learning_rate can be given by position, got {len(args)} positional arguments;"
+                " name the others"
+            )
+        if args:
+            if "learning_rate" in kwargs:
+                raise TypeError(
+                    f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}"
+                )
+            kwargs["learning_rate"] = args[0]
+        for unknown in kwargs.keys() - cls._hyperparameters.keys():
+            close = difflib.get_close_matches(unknown, cls._hyperparameters, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(cls._hyperparameters)}"
+            raise TypeError(f"{who}: there is no argument {unknown}; {hint}")
+
+        self._values: dict[str, Any] = {
+            name: parameter.check(kwargs.get(name, parameter.default), who)
+            for name, parameter in cls._hyperparameters.items()
+        }
+        self._values["name"] = self._values["name"] or who.lower()
+        self._check_together()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set up what is no hyperparameter."""
+
+    def _check_together(self) -> None:
+        """Raise where hyperparameters contradict each other."""
+
+    def _changed(self) -> None:
+        """Act upon a hyperparameter that was set; what raises here undoes the change."""
+
+    def _set(self, name: str, value: Any) -> None:
+        before = self._values
+        self._values = before | {name: value}
+        try:
+            self._check_together()
+            self._changed()
+        except BaseException:
+            self._values = before
+            self._changed()
+            raise
+
+    def _calls(self) -> int:
+        """Return the number of calls so far."""
+        return 0
+
+    def _learning_rate_at(self, calls: int) -> float:
+        """Return the learning rate for the step after so many calls."""
+        rate: float | AskedLearningRate = self._values["learning_rate"]
+        return rate if isinstance(rate, float) else rate.at(calls, type(self).__name__)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them."""
+        config = dict(self._values)
+        rate = config["learning_rate"]
+        config["learning_rate"] = rate.config() if isinstance(rate, AskedLearningRate) else rate
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Self":
+        """Make an optimizer of what ``get_config`` returned."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self.get_config().items()
+            if name == "learning_rate" or (name != "name" and value != self._hyperparameters[name].default)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"

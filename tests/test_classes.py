@@ -196,13 +196,13 @@ def check_interval(cls: type[Optimizer], name: str, interval: str, others: dict[
     inside, outside = bounds(interval)
     opt = cls(**others)
     for value in inside:
-        assert getattr(cls(**others, **{name: value}), name) == value
+        assert getattr(cls.from_config(others | {name: value}), name) == value
         setattr(opt, name, value)
         assert getattr(opt, name) == value
     before = opt.get_config()
     for value in outside:
         with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must lie in") as caught:
-            cls(**others, **{name: value})
+            cls.from_config(others | {name: value})
         assert str(caught.value).endswith(f"{interval}, got {float(value)!r}")
         with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must lie in"):
             setattr(opt, name, value)

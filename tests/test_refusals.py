@@ -907,7 +907,7 @@ def test_number_that_rounding_spoils(
         f"ValueError: {cls.__name__}: {name} must lie in {interval}, but {value!r} rounds to {rounded}"
         " in float32, the compute type"
     )
-    opt, double, w = cls(**{name: value}), np.ones(3), np.ones(3, dtype)
+    opt, double, w = cls.from_config({name: value}), np.ones(3), np.ones(3, dtype)
     refused(lambda: opt.build([double, w]), sentence)
     refused(lambda: opt.apply([double, double], [double, w]), sentence)
     assert opt.variables == []

@@ -9,8 +9,12 @@ namespace {
 // 64 bytes at any address: one vector of AVX-512, two of AVX2.
 typedef std::uint8_t Line __attribute__((vector_size(64), aligned(1), may_alias));
 
-Line& line(char* at) { return *reinterpret_cast<Line*>(at); }
-const Line& line(const char* at) { return *reinterpret_cast<const Line*>(at); }
+Line& line(char* at) {
+  return *reinterpret_cast<Line*>(at);
+}
+const Line& line(const char* at) {
+  return *reinterpret_cast<const Line*>(at);
+}
 
 // The variable takes in the gradient's bits, the slots change places. A slot has `ratio` bytes for each
 // byte of the variable.

@@ -47,12 +47,13 @@ struct Stages {
   Stage decay;   // p = p - p * decay
 };
 
-// One optimizer rule as one target compiled it, for one compute type. `coefficients` makes the
-// rule's struct, `slice` applies it, with the stages around it, to `size` consecutive elements.
+// One optimizer rule as one target compiled it, for one compute type. `coefficients` makes the rule's
+// struct; `sweep` applies it, with the stages around it, to consecutive arrays: to the first one from
+// element `first` on, to the last one up to element `last`.
 struct CompiledRule {
   void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, void* rule);
-  void (*slice)(const void* rule, const Stages& stages, void* variable, DType variable_dtype, const void* gradient,
-                DType gradient_dtype, void* const* slots, std::int64_t size);
+  void (*sweep)(const void* rule, const Stages& stages, const Array* arrays, const Gradient* gradients,
+                std::size_t count, std::int64_t first, std::int64_t last, std::byte* const* slots);
 };
 
 struct Rule {

@@ -27,23 +27,18 @@ struct RuleInMemory {
   alignas(64) std::byte bytes[max_rule_size];
 };
 
-// Elements from `begin` up to `end`, which may lie in different arrays.
+// Elements from `begin` up to `end`, which may lie in different arrays: runs of one compute type.
 void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Place begin, Place end) {
-  for (std::size_t i = begin.array; i < step.count && i <= end.array; ++i) {
-    const Array& array = step.arrays[i];
-    const Gradient& gradient = step.gradients[i];
-    const std::int64_t first = i == begin.array ? begin.element : 0;
-    const std::int64_t last = i == end.array ? end.element : array.size;
-    if (gradient.data == nullptr || first >= last) continue;
-
-    void* slots[max_slots];
-    for (int k = 0; k < rule.slot_count; ++k) {
-      slots[k] = step.slots[k] + array.slot_offset + first * bytes_of(array.compute);
-    }
-    rule.compiled[array.compute].slice(
-        made[array.compute].bytes, step.stages, static_cast<std::byte*>(array.variable) + first * bytes_of(array.dtype),
-        array.dtype, static_cast<const std::byte*>(gradient.data) + first * bytes_of(gradient.dtype), gradient.dtype,
-        slots, last - first);
+  const std::size_t arrays_end = end.element > 0 ? end.array + 1 : end.array;
+  for (std::size_t first = begin.array; first < arrays_end;) {
+    const ComputeType compute = step.arrays[first].compute;
+    std::size_t after = first + 1;
+    while (after < arrays_end && step.arrays[after].compute == compute) ++after;
+    rule.compiled[compute].sweep(made[compute].bytes, step.stages, step.arrays + first, step.gradients + first,
+                                 after - first, first == begin.array ? begin.element : 0,
+                                 after == arrays_end && end.element > 0 ? end.element : step.arrays[after - 1].size,
+                                 step.slots);
+    first = after;
   }
 }
 

@@ -20,9 +20,8 @@ constexpr std::int64_t tile_size = 512;
 
 // The rule, for elements [begin, end).
 template <class Rule, class C, int... slot>
-void sweep(const Rule& rule_in_memory, C* p, const C* g, C* const* slots, std::int64_t begin, std::int64_t end,
-           std::integer_sequence<int, slot...>) {
-  const Rule rule = rule_in_memory;
+inline void sweep(const Rule& rule, C* p, const C* g, C* const* slots, std::int64_t begin, std::int64_t end,
+                  std::integer_sequence<int, slot...>) {
   C* const s[] = {slots[slot]..., nullptr};
   FUSEDSTEP_INDEPENDENT
   for (std::int64_t i = begin; i < end; ++i) {
@@ -35,17 +34,19 @@ void sweep(const Rule& rule_in_memory, C* p, const C* g, C* const* slots, std::i
 }
 
 template <class Rule, class C>
-void sweep_aligned(const void* rule_in_memory, C* p, const C* g, C* const* slots, std::int64_t size) {
-  const Rule& rule = *static_cast<const Rule*>(rule_in_memory);
+inline void sweep_aligned(const Rule& rule, C* p, const C* g, C* const* slots, std::int64_t begin, std::int64_t end) {
   constexpr auto all_slots = std::make_integer_sequence<int, Rule::slots.count>();
   // From `head` on the variable, and with it every slot, is aligned to the widest vector. In a short
   // slice the elements before would cost more than that gains.
   constexpr std::uintptr_t widest = 64;
   constexpr std::int64_t worth_aligning = 2048;
-  const std::uintptr_t misaligned = (0 - reinterpret_cast<std::uintptr_t>(p)) % widest / sizeof(C);
-  const std::int64_t head = size < worth_aligning ? 0 : static_cast<std::int64_t>(misaligned);
-  sweep(rule, p, g, slots, 0, head, all_slots);
-  sweep(rule, p, g, slots, head, size, all_slots);
+  if (end - begin >= worth_aligning) {
+    const std::uintptr_t misaligned = (0 - reinterpret_cast<std::uintptr_t>(p + begin)) % widest / sizeof(C);
+    const std::int64_t head = begin + static_cast<std::int64_t>(misaligned);
+    sweep(rule, p, g, slots, begin, head, all_slots);
+    begin = head;
+  }
+  sweep(rule, p, g, slots, begin, end, all_slots);
 }
 
 template <class Storage, class C>
@@ -86,33 +87,30 @@ constexpr DType dtype_of(double) {
   return DType::float64;
 }
 
-// A rule over a tile: sweep_aligned for one rule.
+// A rule over a tile.
 template <class C>
-using RuleOverTile = void (*)(const void* rule, C* p, const C* g, C* const* slots, std::int64_t size);
+using SweepTile = void (*)(const void* rule, C* p, const C* g, C* const* slots, std::int64_t size);
 
-// What `slice` gets, apart from the rule.
-struct Operands {
-  void* variable;
-  DType variable_dtype;
-  const void* gradient;
-  DType gradient_dtype;
-  void* const* slots;
-  int slot_count;
-  std::int64_t size;
-};
+template <class Rule, class C>
+void sweep_tile(const void* rule, C* p, const C* g, C* const* slots, std::int64_t size) {
+  const Rule in_registers = *static_cast<const Rule*>(rule);
+  sweep_aligned(in_registers, p, g, slots, 0, size);
+}
 
+// Elements [first, last) of an array, through the stages. One for all rules.
 template <class C>
-[[gnu::noinline]] void sweep_staged(RuleOverTile<C> over_tile, const void* rule, const Stages& stages,
-                                    const Operands& o) {
+[[gnu::noinline]] void sweep_staged(SweepTile<C> sweep_tile, const void* rule, const Stages& stages, const Array& array,
+                                    const Gradient& gradient, C* const* slots, int slot_count, std::int64_t first,
+                                    std::int64_t last) {
   alignas(64) C p_tile[tile_size];
   alignas(64) C h[tile_size];
-  const bool in_place = o.variable_dtype == dtype_of(C());
-  for (std::int64_t begin = 0; begin < o.size; begin += tile_size) {
-    const std::int64_t size = o.size - begin < tile_size ? o.size - begin : tile_size;
-    C* const p = in_place ? static_cast<C*>(o.variable) + begin : p_tile;
-    if (!in_place) load(o.variable, o.variable_dtype, begin, p, size);
+  const bool in_place = array.dtype == dtype_of(C());
+  for (std::int64_t begin = first; begin < last; begin += tile_size) {
+    const std::int64_t size = last - begin < tile_size ? last - begin : tile_size;
+    C* const p = in_place ? static_cast<C*>(array.variable) + begin : p_tile;
+    if (!in_place) load(array.variable, array.dtype, begin, p, size);
     // Always a copy: the gradient may be the variable's memory, which changes before the rule.
-    load(o.gradient, o.gradient_dtype, begin, h, size);
+    load(gradient.data, gradient.dtype, begin, h, size);
     if (stages.factor.on) {
       const C factor = static_cast<C>(stages.factor.coefficient);
       for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
@@ -125,26 +123,34 @@ template <class C>
       const C decay = static_cast<C>(stages.decay.coefficient);
       for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
     }
-    C* slots[max_slots] = {};
-    for (int k = 0; k < o.slot_count; ++k) slots[k] = static_cast<C*>(o.slots[k]) + begin;
-    over_tile(rule, p, h, slots, size);
-    if (!in_place) store(p, o.variable, o.variable_dtype, begin, size);
+    C* s[max_slots] = {};
+    for (int k = 0; k < slot_count; ++k) s[k] = slots[k] + begin;
+    sweep_tile(rule, p, h, s, size);
+    if (!in_place) store(p, array.variable, array.dtype, begin, size);
   }
 }
 
+// Consecutive arrays of one compute type: the first from element `first` on, the last up to `last`.
 template <class Rule, class C>
-void slice(const void* rule, const Stages& stages, void* variable, DType variable_dtype, const void* gradient,
-           DType gradient_dtype, void* const* slots, std::int64_t size) {
+void sweep_arrays(const void* rule, const Stages& stages, const Array* arrays, const Gradient* gradients,
+                  std::size_t count, std::int64_t first, std::int64_t last, std::byte* const* slots_of_all) {
   constexpr int slot_count = Rule::slots.count;
-  const bool bare = variable_dtype == dtype_of(C()) && gradient_dtype == dtype_of(C()) && !stages.factor.on &&
-                    !stages.l2.on && !stages.decay.on;
-  if (bare) {
-    C* s[slot_count + 1] = {};
-    for (int k = 0; k < slot_count; ++k) s[k] = static_cast<C*>(slots[k]);
-    sweep_aligned<Rule>(rule, static_cast<C*>(variable), static_cast<const C*>(gradient), s, size);
-  } else {
-    sweep_staged<C>(sweep_aligned<Rule, C>, rule, stages,
-                    {variable, variable_dtype, gradient, gradient_dtype, slots, slot_count, size});
+  const Rule in_registers = *static_cast<const Rule*>(rule);
+  const bool staged = stages.factor.on || stages.l2.on || stages.decay.on;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Array& array = arrays[i];
+    const Gradient& gradient = gradients[i];
+    const std::int64_t begin = i == 0 ? first : 0;
+    const std::int64_t end = i + 1 == count ? last : array.size;
+    if (gradient.data == nullptr || begin >= end) continue;
+    C* slots[slot_count + 1] = {};
+    for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(slots_of_all[k] + array.slot_offset);
+    if (staged || array.dtype != dtype_of(C()) || gradient.dtype != dtype_of(C())) {
+      sweep_staged<C>(sweep_tile<Rule, C>, rule, stages, array, gradient, slots, slot_count, begin, end);
+    } else {
+      sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots, begin,
+                    end);
+    }
   }
 }
 

@@ -25,13 +25,13 @@ struct Table {
 };
 
 template <template <class> class... R>
-const fusedstep::Rule Table<R...>::rules[] = {
-    {R<float>::name,
-     R<float>::slots.list,
-     R<float>::slots.count,
-     R<float>::Hyperparameters::names.list,
-     R<float>::Hyperparameters::names.count,
-     {{coefficients<R<float>>, slice<R<float>, float>}, {coefficients<R<double>>, slice<R<double>, double>}}}...};
+const fusedstep::Rule Table<R...>::rules[] = {{R<float>::name,
+                                               R<float>::slots.list,
+                                               R<float>::slots.count,
+                                               R<float>::Hyperparameters::names.list,
+                                               R<float>::Hyperparameters::names.count,
+                                               {{coefficients<R<float>>, sweep_arrays<R<float>, float>},
+                                                {coefficients<R<double>>, sweep_arrays<R<double>, double>}}}...};
 
 template <template <class> class... R>
 constexpr Table<R...> table_of(List<R...>) {

@@ -21,7 +21,6 @@ def describe(threads: int, rounds: int) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "rounds": rounds,
-        "load": os.getloadavg()[0],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "huge_pages": huge_pages(),
         "kernel": platform.release(),
@@ -40,6 +39,14 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def others_seconds() -> float:
+    """Return the processor time that all other processes have used so far."""
+    user, nice, system, _idle, _waiting, *more = Path("/proc/stat").read_text().split()[1:9]
+    busy = sum(int(ticks) for ticks in (user, nice, system, *more)) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return busy - (own.user + own.system + own.children_user + own.children_system)
 
 
 def available_bytes() -> int:

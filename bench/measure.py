@@ -20,6 +20,9 @@ SPINNER_BLOCK_SECONDS = 200e-3
 # Uncounted steps before each block. They bring the arrays back into the caches, and outlast the 10 ms
 # or so that the threads of another contestant's OpenMP keep spinning.
 WARM_UP_SECONDS = 20e-3
+# Which pages of memory arrays get moves the time of what fits into the caches by a tenth and more, in
+# either direction. So small workloads are made anew some times; large ones average over their pages.
+PLACEMENTS, SMALL_BYTES = 6, 100e6
 # On a slow or busy machine a group ends after this, with this many rounds at least.
 GROUP_SECONDS, FEWEST_ROUNDS = 40.0, 5
 
@@ -115,37 +118,43 @@ def spinning_thread() -> Iterator[None]:
         thread.join()
 
 
-def prepare(workload: Workload, contestant: str, threads: int) -> Lane | Series:
-    """Make a contestant, warm its state and size its blocks; or return a series that says why not."""
+def prepare(series: Series, workload: Workload, threads: int) -> Lane | None:
+    """Make a contestant, warm its state and size its blocks; or note in its series why not."""
+    if series.absent:
+        return None
     try:
         if available_bytes() < 2 * workload.held_bytes:  # some copy as they are made
             raise UnavailableError("too little memory is free")
-        made = make(contestant, workload.shapes, dtype=workload.dtype, threads=threads)
+        made = make(series.contestant, workload.shapes, dtype=workload.dtype, threads=threads)
     except UnavailableError as error:
-        return Series(workload.name, contestant, absent=str(error))
+        series.absent = str(error)
+        return None
     for _ in range(3):
         made.step()
     each = median(run_for(WARM_UP_SECONDS, made.step))
-    steps = 1 if workload.spinner else max(round(BLOCK_SECONDS / each), 1)
-    return Lane(Series(workload.name, contestant, steps), made.step, workload.spinner)
+    series.steps = 1 if workload.spinner else max(round(BLOCK_SECONDS / each), 1)
+    return Lane(series, made.step, workload.spinner)
 
 
 def measure(group: list[Workload], rounds: int, threads: int) -> list[Series]:
     """Measure all contestants of the workloads of a group."""
-    prepared = [
-        prepare(workload, contestant, threads) for workload in group for contestant in workload.contestants
-    ]
-    lanes = [lane for lane in prepared if isinstance(lane, Lane)]
-    gc.collect()
-    gc.disable()
-    try:
-        begin = perf_counter()
-        for number in range(rounds):
-            if number >= FEWEST_ROUNDS and perf_counter() - begin > GROUP_SECONDS:
-                break
-            first = number % len(lanes)  # so that nobody always follows the same one
-            for lane in lanes[first:] + lanes[:first]:
-                lane.run_block()
-    finally:
-        gc.enable()
-    return [lane.series if isinstance(lane, Lane) else lane for lane in prepared]
+    wanted = [(Series(workload.name, name), workload) for workload in group for name in workload.contestants]
+    small = max(workload.held_bytes for workload in group) < SMALL_BYTES
+    placements = min(PLACEMENTS, rounds) if small else 1
+    begin = perf_counter()
+    for placement in range(placements):
+        prepared = [prepare(series, workload, threads) for series, workload in wanted]
+        lanes = [lane for lane in prepared if lane is not None]
+        first_round, last_round = (rounds * p // placements for p in (placement, placement + 1))
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(first_round, last_round):
+                if number >= FEWEST_ROUNDS and perf_counter() - begin > GROUP_SECONDS:
+                    break
+                turn = number % len(lanes)  # so that nobody always follows the same one
+                for lane in lanes[turn:] + lanes[:turn]:
+                    lane.run_block()
+        finally:
+            gc.enable()
+    return [series for series, _ in wanted]

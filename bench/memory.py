@@ -1,5 +1,6 @@
 """What a step allocates beyond the optimizer's slots."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def measure_memory(dtype: str) -> Memory:
     variables, gradients = start(SHAPES, dtype)
     opt = fusedstep.Adam(1e-6)
     opt.apply(gradients, variables)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    with contextlib.suppress(OSError):  # where this is forbidden, an earlier peak can only add to the growth
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _resident("VmRSS")
     for _ in range(STEPS):
         opt.apply(gradients, variables)

@@ -12,18 +12,24 @@ from bench.measure import Series
 from bench.memory import Memory
 from bench.workloads import FUSEDSTEP, GROUPS, SAME_BYTES
 
+QUIET = 0.1  # cores
 STEP_BYTES = {workload.name: workload.step_bytes for group in GROUPS for workload in group}
 
 
 def print_machine(console: Console, about: dict[str, Any]) -> None:
     """Print what the figures belong to."""
     versions = ", ".join(f"{name} {version or 'absent'}" for name, version in about["versions"].items())
-    console.print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; {versions}")
-    console.print(f"{about['rounds']} rounds; load before the run {about['load']:.1f}")
-    if about["load"] > 0.5:
-        console.print(
-            "[bold red]Something else is running: these figures, the ratios too, are unreliable.[/]"
-        )
+    console.print(
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['rounds']} rounds"
+    )
+    console.print(versions)
+
+
+def print_others(console: Console, cores: float) -> None:
+    """Print how busy other programs kept the machine meanwhile."""
+    console.print(f"Other programs used {max(cores, 0):.2f} cores meanwhile.")
+    if cores > QUIET:
+        console.print("[bold red]That is too much: these figures, the ratios too, are unreliable.[/]")
 
 
 def print_differences(console: Console, differences: dict[str, float | str]) -> None:
@@ -110,6 +116,7 @@ def _microseconds(seconds: float) -> str:
 
 def as_json(
     about: dict[str, Any],
+    others: float,
     differences: dict[str, float | str],
     series: list[Series],
     memory: list[Memory],
@@ -130,6 +137,7 @@ def as_json(
 
     return {
         "machine": about,
+        "cores_used_by_others": others,
         "largest_relative_differences": differences,
         "series": [asdict(one) | figures(one) for one in series],
         "memory": [asdict(one) for one in memory],

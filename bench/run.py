@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from time import perf_counter
 
 from rich.console import Console
 
@@ -31,18 +32,21 @@ def run(threads: int, rounds: int, names: list[str], output: Path | None) -> Non
     report.print_differences(console, differences)
 
     series: list[Series] = []
+    began, others_before = perf_counter(), machine.others_seconds()
     for group in GROUPS:
         if any(workload.name in names for workload in group):
             print("measuring", ", ".join(workload.name for workload in group), file=sys.stderr)
             series += measure(group, rounds, threads)
+    others = (machine.others_seconds() - others_before) / (perf_counter() - began)
     verdicts = judge(series, memory)
     if series:
         report.print_figures(console, series)
         report.print_spinners(console, series)
+        report.print_others(console, others)
     report.print_verdicts(console, verdicts)
 
     if output is not None:
-        everything = report.as_json(about, differences, series, memory, verdicts)
+        everything = report.as_json(about, others, differences, series, memory, verdicts)
         output.write_text(json.dumps(everything, indent=1) + "\n")
 
 

@@ -281,9 +281,11 @@ def test_long_steps_release_the_gil(threads: int) -> None:
     assert progress_of_another_thread(opt, gradient, w, steps=5) >= 5
 
 
-def test_short_steps_keep_the_gil() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_short_steps_keep_the_gil(stride: int) -> None:
     """Taking it back from a busy thread would cost more than the step."""
-    opt, w, gradient = Adam(0.01), normal(1000), normal(1000, seed=1)
+    size = 300  # NumPy, too, keeps the GIL while it copies this few
+    opt, w, gradient = Adam(0.01), normal(size), normal(size * stride, seed=1)[::stride]
     opt.apply([gradient], [w])
     assert progress_of_another_thread(opt, gradient, w, steps=100) == 0
 
@@ -490,3 +492,21 @@ started.wait()
 print("done")
 """
     assert python(script) == "done"
+
+
+def test_a_last_step_while_the_interpreter_ends() -> None:
+    """An object that goes with the interpreter may take a step, a long one, too."""
+    script = """
+import numpy as np, fusedstep
+
+class Last:
+    def __init__(self):
+        self.opt, self.w, self.gradient = fusedstep.Adam(), *np.ones((2, 4_000_000), np.float32)
+        self.opt.apply([self.gradient], [self.w])
+
+    def __del__(self):
+        print(self.opt.apply([self.gradient], [self.w]), flush=True)
+
+last = Last()
+"""
+    assert python(script, timeout=20) == "2"

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,12 @@ def test_the_layers_declare_the_same() -> None:
     for rule, cls in used.items():
         for name in rules[rule][1]:
             assert isinstance(cls._hyperparameters[name], Hyperparameter)
+
+
+def test_the_figures_in_the_readme_are_those_of_a_saved_run() -> None:
+    command = [sys.executable, "-m", "bench.readme", "bench/results/amd-epyc-2-cores.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_shows_the_rule_as_it_is() -> None:

@@ -146,6 +146,27 @@ def test_callable_learning_rates_come_along() -> None:
     assert copy.deepcopy(SGD(lambda: 0.5)).learning_rate == 0.5
 
 
+class Falling:
+    """A learning rate with a state of its own."""
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+    def __call__(self) -> float:
+        self.rate /= 2
+        return self.rate
+
+
+@pytest.mark.parametrize("how", [name for name in COPIES if name != "copy"])
+def test_learning_rates_with_a_state_are_copied(how: str) -> None:
+    """Steps of a copy do not advance the schedule of its original."""
+    opt, w = SGD(Falling()), np.zeros(1)
+    twin, v = COPIES[how](opt), np.zeros(1)
+    for one, array in ((opt, w), (twin, v), (twin, v), (opt, w)):
+        one.apply([np.ones(1)], [array])
+    assert w[0] == v[0] == -0.75
+
+
 def test_what_cannot_be_pickled_is_named() -> None:
     """A lambda cannot; the sentence says that it is the learning rate, and what to do."""
     with pytest.raises((TypeError, ValueError, pickle.PicklingError, AttributeError), match="learning_rate"):

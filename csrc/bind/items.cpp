@@ -35,13 +35,13 @@ py::tuple unzip(const py::object& pairs, const std::string& who) {
   }
   py::list gradients, variables;
   while (const auto pair = py::reinterpret_steal<py::object>(PyIter_Next(iterator.ptr()))) {
-    const std::string position = std::to_string(gradients.size());
     if (!PyTuple_Check(pair.ptr()) && !PyList_Check(pair.ptr())) {
-      refuse_type(who + ": item " + position + " is not a (gradient, variable) pair but of type " + type_of(pair) +
-                  "; pass zip(grads, variables)");
+      refuse_type(who + ": item " + std::to_string(gradients.size()) +
+                  " is not a (gradient, variable) pair but of type " + type_of(pair) + "; pass zip(grads, variables)");
     }
     if (PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
-      refuse_value(who + ": item " + position + " has " + std::to_string(PySequence_Fast_GET_SIZE(pair.ptr())) +
+      refuse_value(who + ": item " + std::to_string(gradients.size()) + " has " +
+                   std::to_string(PySequence_Fast_GET_SIZE(pair.ptr())) +
                    " entries, but must be a (gradient, variable) pair; pass zip(grads, variables)");
     }
     PyObject* const* const two = PySequence_Fast_ITEMS(pair.ptr());

@@ -320,6 +320,23 @@ def test_an_array_without_dimensions_is_read_at_every_step() -> None:
     assert w[0] == -0.75
 
 
+def test_attributes_that_are_no_hyperparameters_are_refused() -> None:
+    opt = Adam(0.1)
+    with pytest.raises(AttributeError, match=r"Adam: there is no argument beta1; did you mean beta_1\?"):
+        opt.beta1 = 0.5  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match="lr is called learning_rate"):
+        opt.lr = 0.25
+    assert opt.learning_rate == 0.25
+    with pytest.warns(DeprecationWarning, match="lr is called learning_rate"):
+        assert opt.lr == 0.25
+
+
+def test_a_callable_gets_the_step_only_where_it_requires_an_argument() -> None:
+    assert SGD(lambda rate=0.5: rate).learning_rate == 0.5
+    assert SGD(lambda *steps: 1.0 + steps[0]).learning_rate == 1.0
+    assert SGD(lambda step: 2.0 + step).learning_rate == 2.0
+
+
 def test_lr_is_an_alias() -> None:
     with pytest.warns(DeprecationWarning, match="Adam: lr is called learning_rate") as caught:
         opt = Adam(lr=0.5)  # type: ignore[call-arg]

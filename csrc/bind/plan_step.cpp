@@ -34,6 +34,7 @@ bool python_is_ending() {
 
 template <class Work>
 void without_gil(Work work) {
+  if (python_is_ending()) return work();  // the thread that ends it: nobody else needs the GIL
   PyThreadState* const state = PyEval_SaveThread();
   work();
   // When Python ends, daemon threads do not get the GIL back: it would end them here, by an unwinding that

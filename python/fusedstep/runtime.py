@@ -61,7 +61,10 @@ def set_num_threads(count: SupportsIndex | None) -> None:
     1
     >>> fusedstep.set_num_threads(None)
     """
-    number = 0 if count is None else operator.index(count)
+    try:
+        number = 0 if count is None else operator.index(count)
+    except TypeError:
+        raise TypeError(f"set_num_threads: count must be an integer or None, got {count!r}") from None
     if count is not None and not 1 <= number <= 2**15:
         raise ValueError(f"set_num_threads: count must lie in [1, 32768], got {number}")
     _native.set_thread_count(number)

@@ -35,7 +35,7 @@ def get(identifier: "str | Mapping[str, Any] | Optimizer") -> Optimizer:
     if isinstance(identifier, Mapping):
         if "class_name" not in identifier:
             raise ValueError(f"get: a configuration needs a 'class_name', got the keys {sorted(identifier)}")
-        name, config = identifier["class_name"], identifier.get("config", {})
+        name, config = identifier["class_name"], identifier.get("config") or {}
     elif isinstance(identifier, str):
         name, config = identifier, {}
     else:

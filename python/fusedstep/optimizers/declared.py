@@ -69,9 +69,7 @@ class Declared:
                 )
             kwargs["learning_rate"] = args[0]
         for unknown in kwargs.keys() - cls._hyperparameters.keys():
-            close = difflib.get_close_matches(unknown, cls._hyperparameters, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(cls._hyperparameters)}"
-            raise TypeError(f"{who}: there is no argument {unknown}; {hint}")
+            raise TypeError(cls._unknown(unknown))
 
         self._values: dict[str, Any] = {
             name: parameter.check(kwargs.get(name, parameter.default), who)
@@ -80,6 +78,30 @@ class Declared:
         self._values["name"] = self._values["name"] or who.lower()
         self._check_together()
         self._begin()
+
+    if not TYPE_CHECKING:  # type checkers know better what can be set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_") and not hasattr(type(self), name):
+                raise AttributeError(self._unknown(name))
+            super().__setattr__(name, value)
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        close = difflib.get_close_matches(name, cls._hyperparameters, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(cls._hyperparameters)}"
+        return f"{cls.__name__}: there is no argument {name}; {hint}"
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, by the name that it had in old versions of Keras."""
+        warnings.warn(f"{type(self).__name__}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
+        return self._learning_rate_at(self._calls())
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        warnings.warn(f"{type(self).__name__}: lr is called learning_rate", DeprecationWarning, stacklevel=3)
+        self.learning_rate = value
 
     def _begin(self) -> None:
         """Set up what is no hyperparameter."""

@@ -146,7 +146,7 @@ def hyperparameter(
 class LearningRate:
     """The learning rate: a number, or something that is asked at every step.
 
-    A callable gets the number of calls so far, or nothing where it takes no argument. An array without
+    A callable gets the number of calls so far, or nothing where it requires no argument. An array without
     dimensions is read anew, so whoever shares it can change it.
     """
 
@@ -198,10 +198,16 @@ class AskedLearningRate:
 
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:
+    """Whether a callable asks for an argument. One with a name and a default may be a value bound to it."""
     try:
-        inspect.signature(function).bind(0)
-    except TypeError:
-        return False
+        parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a builtin without a signature
         return True
-    return True
+    return any(
+        parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        or (
+            parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is inspect.Parameter.empty
+        )
+        for parameter in parameters
+    )

@@ -1,5 +1,6 @@
 """The base of all optimizers: arguments, state and the step; no arithmetic."""
 
+import copy
 import pickle
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -260,12 +261,15 @@ class Optimizer(Declared):
     # name or in order.
 
     def __copy__(self) -> "Self":
-        twin = type(self)(**self.get_config())
-        twin._carried = [PlanState.of(plan) for plan in self._plans] + self._carried
-        return twin
+        return self._twin(self.get_config())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self.__copy__()
+        return self._twin(copy.deepcopy(self.get_config(), memo))
+
+    def _twin(self, config: dict[str, Any]) -> "Self":
+        twin = type(self)(**config)
+        twin._carried = [PlanState.of(plan) for plan in self._plans] + self._carried
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         config, states = self.get_config(), [PlanState.of(plan) for plan in self._plans]

@@ -494,6 +494,34 @@ print("done")
     assert python(script) == "done"
 
 
+@pytest.mark.parametrize("milliseconds", range(0, 60, 10))
+def test_the_process_ends_while_threads_wait_for_the_gil(milliseconds: int) -> None:
+    """They get it no more: Python ends them where they wait, in the middle of a call."""
+    script = f"""
+import threading, time
+import numpy as np, fusedstep
+
+fusedstep.set_num_threads(1)
+
+def run():
+    w, gradient = np.ones(1_000_000, np.float32), np.ones(1_000_000, np.float32)
+    opt = fusedstep.Adam(0.01)
+    while True:
+        opt.apply([gradient], [w])
+        started.set()
+
+started = threading.Event()
+for _ in range(6):
+    threading.Thread(target=run, daemon=True).start()
+started.wait()
+end = time.perf_counter() + {milliseconds} / 1000
+while time.perf_counter() < end:
+    pass
+print("done")
+"""
+    assert python(script) == "done"
+
+
 def test_a_last_step_while_the_interpreter_ends() -> None:
     """An object that goes with the interpreter may take a step, a long one, too."""
     script = """

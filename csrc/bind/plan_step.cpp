@@ -37,10 +37,13 @@ void without_gil(Work work) {
   if (python_is_ending()) return work();  // the thread that ends it: nobody else needs the GIL
   PyThreadState* const state = PyEval_SaveThread();
   work();
-  // When Python ends, daemon threads do not get the GIL back: it would end them here, by an unwinding that
-  // C++ takes for an error and aborts the process. Let them wait for the end instead.
-  while (python_is_ending()) pause();
-  PyEval_RestoreThread(state);
+  // When Python ends, daemon threads do not get the GIL back: up to 3.13 it ends them here, by an unwinding
+  // of the stack. That must not pass: it would drop references without the GIL. They wait for the end.
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    while (true) pause();
+  }
 }
 
 }  // namespace

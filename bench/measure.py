@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from statistics import mean, median, quantiles
-from time import perf_counter
+from time import perf_counter, sleep
 
 from bench.contestants import UnavailableError, make
 from bench.machine import available_bytes
@@ -17,6 +17,7 @@ from bench.workloads import Workload
 BLOCK_SECONDS = 10e-3
 # Beside a spinning thread: Python's threads take turns of 5 ms, and a block sees many turns.
 SPINNER_BLOCK_SECONDS = 200e-3
+STEPS_AFTER_PAUSES = 10
 # Uncounted steps before each block. They bring the arrays back into the caches, and outlast the 10 ms
 # or so that the threads of another contestant's OpenMP keep spinning.
 WARM_UP_SECONDS = 20e-3
@@ -34,9 +35,9 @@ class Series:
     Attributes:
         workload: the workload's name.
         contestant: the contestant's name.
-        steps: how many steps are timed at once; beside a spinner one, since their times differ.
-        samples: the time of a block over its steps; beside a spinner the median of its steps.
-        means: beside a spinner, the mean of the block's steps.
+        steps: how many steps are timed at once; one beside a spinner or after pauses, where times differ.
+        samples: the time of a block over its steps, or the median of steps timed one by one.
+        means: where steps are timed one by one, the mean of the block's.
         absent: why there are no samples.
     """
 
@@ -60,7 +61,14 @@ class Series:
 
     def over(self, other: "Series") -> float:
         """How many times as long as the other one: the median of the ratios within each round."""
-        return median(mine / its for mine, its in zip(self.samples, other.samples, strict=True))
+        return median(self.samples[i] / other.samples[i] for i in self._rounds_with(other))
+
+    def mean_over(self, other: "Series") -> float:
+        """The same with the blocks' means in the place of this one's medians."""
+        return median(self.means[i] / other.samples[i] for i in self._rounds_with(other))
+
+    def _rounds_with(self, other: "Series") -> range:
+        return range(min(len(self.samples), len(other.samples)))
 
 
 @dataclass(frozen=True)
@@ -70,15 +78,16 @@ class Lane:
     series: Series
     step: Callable[[], object]
     spinner: bool
+    pause: float
 
     def run_block(self) -> None:
         """Warm up, then add a sample."""
         if self.spinner:
             with spinning_thread():
                 run_for(WARM_UP_SECONDS, self.step)
-                times = run_for(SPINNER_BLOCK_SECONDS, self.step)
-            self.series.samples.append(median(times))
-            self.series.means.append(mean(times))
+                self._add(run_for(SPINNER_BLOCK_SECONDS, self.step))
+        elif self.pause:
+            self._add([time_after(self.pause, self.step) for _ in range(STEPS_AFTER_PAUSES)])
         else:
             run_for(WARM_UP_SECONDS, self.step)
             step, steps = self.step, self.series.steps
@@ -86,6 +95,18 @@ class Lane:
             for _ in repeat(None, steps):
                 step()
             self.series.samples.append((perf_counter() - start) / steps)
+
+    def _add(self, times: list[float]) -> None:
+        self.series.samples.append(median(times))
+        self.series.means.append(mean(times))
+
+
+def time_after(pause: float, step: Callable[[], object]) -> float:
+    """Rest for so many seconds, as while other parts of a program compute; return the time of one step."""
+    sleep(pause)
+    start = perf_counter()
+    step()
+    return perf_counter() - start
 
 
 def run_for(seconds: float, step: Callable[[], object]) -> list[float]:
@@ -132,8 +153,9 @@ def prepare(series: Series, workload: Workload, threads: int) -> Lane | None:
     for _ in range(3):
         made.step()
     each = median(run_for(WARM_UP_SECONDS, made.step))
-    series.steps = 1 if workload.spinner else max(round(BLOCK_SECONDS / each), 1)
-    return Lane(series, made.step, workload.spinner)
+    one_by_one = workload.spinner or workload.pause > 0
+    series.steps = 1 if one_by_one else max(round(BLOCK_SECONDS / each), 1)
+    return Lane(series, made.step, workload.spinner, workload.pause)
 
 
 def measure(group: list[Workload], rounds: int, threads: int) -> list[Series]:
@@ -143,7 +165,9 @@ def measure(group: list[Workload], rounds: int, threads: int) -> list[Series]:
     placements = min(PLACEMENTS, rounds) if small else 1
     begin = perf_counter()
     for placement in range(placements):
-        prepared = [prepare(series, workload, threads) for series, workload in wanted]
+        # Who is made first gets the holes of the heap, scattered: so each time somebody else.
+        turn = placement * len(wanted) // placements
+        prepared = [prepare(series, workload, threads) for series, workload in wanted[turn:] + wanted[:turn]]
         lanes = [lane for lane in prepared if lane is not None]
         first_round, last_round = (rounds * p // placements for p in (placement, placement + 1))
         gc.collect()

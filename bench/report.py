@@ -76,18 +76,19 @@ def _figures(one: Series, results: Results) -> list[str]:
     ]
 
 
-def print_spinners(console: Console, series: list[Series]) -> None:
-    """Print what the medians beside a spinning thread leave out."""
+def print_means(console: Console, series: list[Series]) -> None:
+    """Print what the medians of steps timed one by one leave out."""
     with_means = [one for one in series if one.means]
     if not with_means:
         return
     console.print(
-        "Spinner: Python's threads take turns of 5 ms, so beside a thread that never rests a step now and"
-        " then waits that long, in any program. The median leaves these steps out, the mean has them:"
+        "Beside a thread that never rests, and after pauses, steps are timed one by one: their median leaves"
+        " out the few that were held up, the mean has them. (Python's threads take turns of 5 ms, so with a"
+        " spinner a step now and then waits that long, in any program.)"
     )
     for one in with_means:
         times = f"median {_microseconds(one.median)} us, mean {_microseconds(mean(one.means))} us"
-        console.print(f"  {one.workload}: {times}")
+        console.print(f"  {one.workload}, {one.contestant}: {times}")
 
 
 def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:

@@ -41,7 +41,7 @@ def run(threads: int, rounds: int, names: list[str], output: Path | None) -> Non
     verdicts = judge(series, memory)
     if series:
         report.print_figures(console, series)
-        report.print_spinners(console, series)
+        report.print_means(console, series)
         report.print_others(console, others)
     report.print_verdicts(console, verdicts)
 

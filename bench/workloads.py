@@ -23,6 +23,7 @@ class Workload:
     contestants: tuple[str, ...]
     dtype: str = "float32"
     spinner: bool = False  # with a Python thread that never rests beside the steps
+    pause: float = 0.0  # seconds of rest before each step
 
     @property
     def elements(self) -> int:
@@ -88,6 +89,8 @@ ALONE = (
     SAME_BYTES,
 )  # in bfloat16 the peers are not compared: PyTorch's slots would be bfloat16, too
 
+PAUSE = 20e-3  # in which the threads of OpenMP fall asleep
+
 # The workloads of one group are measured in the same rounds, so they can be compared with each other.
 GROUPS: list[list[Workload]] = [
     [
@@ -102,6 +105,10 @@ GROUPS: list[list[Workload]] = [
         Workload("1x64", [(64,)], SMALL),
         Workload("1x64-spinner", [(64,)], (FUSEDSTEP,), spinner=True),
     ],
+    [
+        Workload("1000x256-pauses", [(256,)] * 1000, SMALL, pause=PAUSE),
+        Workload("1x1000000-pauses", [(1_000_000,)], LARGE, pause=PAUSE),
+    ],
     [Workload("1x100000", [(100_000,)], LARGE)],
     [Workload("1x1000000", [(1_000_000,)], LARGE)],
     [Workload("resnet50", RESNET50, LARGE)],
@@ -112,5 +119,5 @@ GROUPS: list[list[Workload]] = [
 
 MEMORY = "memory"  # the name of the check in memory.py
 
-assert (len(RESNET50), GROUPS[5][0].elements) == (161, 25_557_032)
-assert (len(GPT2), GROUPS[7][0].elements) == (148, 124_439_808)
+assert (len(RESNET50), GROUPS[6][0].elements) == (161, 25_557_032)
+assert (len(GPT2), GROUPS[8][0].elements) == (148, 124_439_808)

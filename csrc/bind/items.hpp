@@ -21,12 +21,15 @@ class Items {
   std::size_t size() const { return size_; }
   PyObject* operator[](std::size_t position) const { return items_[position]; }
 
-  // Keeps the items alive and in place, whatever happens to the list: needed before Python code may run.
-  void hold() {
-    if (PyTuple_CheckExact(sequence_.ptr())) return;
-    sequence_ = py::reinterpret_steal<py::object>(PyList_AsTuple(sequence_.ptr()));
-    if (!sequence_) throw py::error_already_set();
+  // Keeps the items alive and in place, whatever happens to the list: needed before Python code may run. False,
+  // with a Python error set, where there is no memory for it.
+  bool hold() {
+    if (PyTuple_CheckExact(sequence_.ptr())) return true;
+    const auto tuple = py::reinterpret_steal<py::object>(PyList_AsTuple(sequence_.ptr()));
+    if (!tuple) return false;
+    sequence_ = tuple;
     look();
+    return true;
   }
 
  private:

@@ -6,6 +6,7 @@
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
 #include "cpu/float_environment.hpp"
+#include "cpu/pace.hpp"
 #include "cpu/run.hpp"
 #include "cpu/targets.hpp"
 
@@ -71,6 +72,12 @@ PYBIND11_MODULE(_native, module) {
   module.def("round_to_float32", &round_to_float32, py::arg("x"));
   module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
   module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
+
+  py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
+      .def(py::init())
+      .def("is_long", &Pace::is_long, py::arg("cost"))
+      .def("choose", &Pace::choose, py::arg("cost"), py::arg("threads"), py::arg("now"))
+      .def("measured", &Pace::measured, py::arg("cost"), py::arg("begin"), py::arg("end"), py::arg("undisturbed"));
 
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
       .def(py::init<std::string, const std::string&, const py::list&, std::vector<std::string>,

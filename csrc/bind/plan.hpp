@@ -10,6 +10,7 @@
 #include "bind/arena.hpp"
 #include "bind/arrays.hpp"
 #include "core/step.hpp"
+#include "cpu/pace.hpp"
 #include "cpu/run.hpp"
 #include "cpu/targets.hpp"
 
@@ -89,8 +90,7 @@ class Plan {
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call);
   Step describe_step(double learning_rate) const;
-  bool is_long() const;
-  bool run_timed(const Step& step, const Check* check);
+  bool run_timed(const Step& step, Call& call, bool check);
   void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
   [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const;
   void set_gradient(std::size_t index, Gradient gradient);
@@ -119,8 +119,7 @@ class Plan {
   bool costs_known_ = false;      // whether cost_before_ is that of gradients_
   std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry
   std::atomic<bool> stepping_{false};
-  // How long steps take: a first guess, which every step that is measured corrects.
-  double seconds_per_cost_ = 0.5e-9;
+  Pace pace_;
 };
 
 }  // namespace fusedstep

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "bind/items.hpp"
 #include "bind/plan.hpp"
@@ -18,10 +19,6 @@
 namespace fusedstep {
 namespace {
 
-// Steps that take longer than this release the GIL. Shorter ones keep it: with a busy Python thread
-// beside, taking it back costs the switch interval, 5 ms.
-constexpr double long_step_seconds = 200e-6;
-
 #if PY_VERSION_HEX >= 0x030D0000
 bool python_is_ending() {
   return Py_IsFinalizing() != 0;
@@ -32,19 +29,36 @@ bool python_is_ending() {
 }
 #endif
 
-template <class Work>
-void without_gil(Work work) {
-  if (python_is_ending()) return work();  // the thread that ends it: nobody else needs the GIL
-  PyThreadState* const state = PyEval_SaveThread();
-  work();
-  // When Python ends, daemon threads do not get the GIL back: up to 3.13 it ends them here, by an unwinding
-  // of the stack. That must not pass: it would drop references without the GIL. They wait for the end.
-  try {
-    PyEval_RestoreThread(state);
-  } catch (...) {
-    while (true) pause();
-  }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// Whoever has released the GIL for its lifetime.
+class GilRelease {
+ public:
+  GilRelease() = default;
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+  void begin() {
+    if (python_is_ending()) return;  // in the thread that ends it: nobody else needs the GIL
+    state_ = PyEval_SaveThread();
+  }
+
+  ~GilRelease() {
+    if (state_ == nullptr) return;
+    // When Python ends, daemon threads do not get the GIL back: up to 3.13 it ends them here, by an unwinding
+    // of the stack. That must not pass: it would drop references without the GIL. They wait for the end.
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      while (true) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_ = nullptr;
+};
 
 }  // namespace
 
@@ -57,10 +71,8 @@ struct Plan::Call {
   std::vector<bool> seen;          // which variables came; filled where the order is not that of build
   std::size_t given = 0;           // gradients that are not None
 
-  void hold() {
-    grads.hold();
-    variables.hold();
-  }
+  // Keeps the gradients alive, whatever happens to their list.
+  bool hold() { return grads.hold() && variables.hold(); }
 };
 
 inline bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
@@ -222,7 +234,7 @@ void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t p
 
 // Reads and checks everything; raises before anything is written.
 void Plan::take_all(Call& call) {
-  call.hold();  // some objects are read by code of their own
+  if (!call.hold()) throw py::error_already_set();  // some objects are read by code of their own
   const std::size_t given = call.grads.size();
   for (std::size_t position = 0; position < given; ++position) {
     const bool in_place =
@@ -274,16 +286,39 @@ Step Plan::describe_step(double learning_rate) const {
   return step;
 }
 
-bool Plan::is_long() const {
-  return static_cast<double>(cost_before_[count()]) * seconds_per_cost_ > long_step_seconds;
-}
-
-// Runs a step, on the clock. False, with nothing changed, where the check says so.
-bool Plan::run_timed(const Step& step, const Check* check) {
-  const auto start = std::chrono::steady_clock::now();
-  if (!run(step, current_target(), check)) return false;
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  seconds_per_cost_ = std::min(seconds.count() / static_cast<double>(cost_before_[count()]), 2 * seconds_per_cost_);
+// Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
+// where one of them is not ordinary.
+bool Plan::run_timed(const Step& step, Call& call, bool check) {
+  struct Context {
+    Plan& plan;
+    Call& call;
+    std::optional<GilRelease> gil;
+  } context{*this, call, {}};
+  Before before = {nullptr, nullptr, &context};
+  if (check) {
+    before.is_good = [](void* from, std::size_t begin, std::size_t end) {
+      const auto& [plan, call, gil] = *static_cast<Context*>(from);
+      return plan.take_ordinary(call, begin, end);
+    };
+  }
+  const std::uint64_t cost = cost_before_[count()];
+  const bool release_gil = pace_.is_long(cost);
+  if (release_gil) {
+    before.all_good = [](void* from) {
+      Context& context = *static_cast<Context*>(from);
+      if (context.call.hold()) {
+        context.gil.emplace().begin();
+      } else {  // no memory: the step goes on with the GIL
+        PyErr_Clear();
+      }
+    };
+  }
+  const double begin = now();
+  const bool done = run(step, current_target(), before, pace_.choose(cost, threads_for(cost), begin));
+  const double end = now();
+  context.gil.reset();
+  if (!done) return false;
+  pace_.measured(cost, begin, end, !release_gil);
   ++calls;
   ++updates;
   return true;
@@ -306,23 +341,10 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
 
   const Step step = describe_step(learning_rate);
   const bool may_be_ordinary = costs_known_ && expected == count();
-  if (may_be_ordinary && !is_long()) {
-    std::pair<Plan*, const Call*> context{this, &call};
-    const Check check{[](void* from, std::size_t begin, std::size_t end) {
-                        const auto& [plan, items] = *static_cast<decltype(context)*>(from);
-                        return plan->take_ordinary(*items, begin, end);
-                      },
-                      &context};
-    if (run_timed(step, &check)) return calls;
-  }
-  if (!(may_be_ordinary && take_ordinary(call, 0, count()))) take_all(call);
+  if (may_be_ordinary && run_timed(step, call, true)) return calls;
+  take_all(call);
   // Nothing can be refused from here on.
-  if (is_long()) {
-    call.hold();
-    without_gil([&] { run_timed(step, nullptr); });
-  } else {
-    run_timed(step, nullptr);
-  }
+  run_timed(step, call, false);
   return calls;
 }
 

@@ -44,7 +44,11 @@ void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Plac
 
 }  // namespace
 
-bool run(const Step& step, const Target& target, const Check* check) {
+int threads_for(std::uint64_t cost) {
+  return static_cast<int>(std::clamp<std::uint64_t>(cost / cost_per_thread, 1, thread_count()));
+}
+
+bool run(const Step& step, const Target& target, const Before& before, int threads) {
   const Rule& rule = target.rules[step.rule];
   RuleInMemory made[compute_types];
   {
@@ -57,18 +61,17 @@ bool run(const Step& step, const Target& target, const Check* check) {
   // Each thread checks the arrays that begin in its share.
   const auto check_share = [&](Place begin, Place end) {
     const auto first_beginning = [](Place place) { return place.array + (place.element > 0 ? 1 : 0); };
-    return check == nullptr || check->is_good(check->context, first_beginning(begin), first_beginning(end));
+    return before.is_good == nullptr || before.is_good(before.context, first_beginning(begin), first_beginning(end));
   };
   const auto run_share = [&](Place begin, Place end) {
     const DefaultFloatEnvironment environment;
     run_part(step, rule, made, begin, end);
   };
 
-  const std::uint64_t worthwhile = step.cost_before[step.count] / cost_per_thread;
-  const int threads = static_cast<int>(std::clamp<std::uint64_t>(worthwhile, 1, thread_count()));
   if (threads == 1) {
     const Place begin = {0, 0}, end = {step.count, 0};
     if (!check_share(begin, end)) return false;
+    if (before.all_good != nullptr) before.all_good(before.context);
     run_share(begin, end);
     return true;
   }
@@ -76,11 +79,15 @@ bool run(const Step& step, const Target& target, const Check* check) {
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
   {
-    const Place begin = part_begin(step, omp_get_thread_num(), omp_get_num_threads());
-    const Place end = part_begin(step, omp_get_thread_num() + 1, omp_get_num_threads());
+    const int thread = omp_get_thread_num();
+    const Place begin = part_begin(step, thread, omp_get_num_threads());
+    const Place end = part_begin(step, thread + 1, omp_get_num_threads());
     if (!check_share(begin, end)) good = false;
 #pragma omp barrier
-    if (good) run_share(begin, end);
+    if (good) {
+      if (thread == 0 && before.all_good != nullptr) before.all_good(before.context);
+      run_share(begin, end);
+    }
   }
 #endif
   return good;

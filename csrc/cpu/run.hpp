@@ -9,15 +9,20 @@ namespace fusedstep {
 // Work below this is not worth another thread (in the costs of core/slices.hpp).
 constexpr std::uint64_t cost_per_thread = 32768;
 
-// A last look at arrays [begin, end) of a step, by the thread that will update them.
-struct Check {
+// How many threads are worthwhile for a step of this cost.
+int threads_for(std::uint64_t cost);
+
+// What a caller has done in a step before anything changes.
+struct Before {
+  // A last look at arrays [begin, end), by the thread that will update them, while the caller waits. May be null.
   bool (*is_good)(void* context, std::size_t begin, std::size_t end);
+  // Called by the calling thread when all were good. May be null.
+  void (*all_good)(void* context);
   void* context;
 };
 
-// Runs the step if the check, where there is one, is good for all arrays; else changes nothing and
-// returns false.
-bool run(const Step& step, const Target& target, const Check* check);
+// Runs the step if all is good; else changes nothing and returns false.
+bool run(const Step& step, const Target& target, const Before& before, int threads);
 
 // The number of threads for large steps: the one set, else what OpenMP says (OMP_NUM_THREADS).
 int thread_count();

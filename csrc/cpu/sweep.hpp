@@ -1,8 +1,9 @@
 // The loop: one rule over consecutive elements, and the stages around it.
 //
 // A stage is a loop of its own over a tile that stays in L1, so stages compose instead of
-// multiplying with rules: load and widen, factor, L2, decay, the rule, store. Where no stage is on and
-// nothing has to be converted only the rule is left, over the whole slice.
+// multiplying with rules: load and widen, factor, L2, decay, the rule, store. Where no stage is on only the
+// rule is left, over the whole slice: for variable and gradient of the compute type, and for both in bfloat16,
+// where a conversion costs two instructions and waiting for a tile's other streams costs more.
 #pragma once
 
 #include <utility>
@@ -19,16 +20,16 @@ constexpr std::int64_t tile_size = 512;
 #define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
 
 // The rule, for elements [begin, end).
-template <class Rule, class C, int... slot>
-inline void sweep(const Rule& rule, C* p, const C* g, C* const* slots, std::int64_t begin, std::int64_t end,
+template <class Rule, class C, class Storage, int... slot>
+inline void sweep(const Rule& rule, Storage* p, const Storage* g, C* const* slots, std::int64_t begin, std::int64_t end,
                   std::integer_sequence<int, slot...>) {
   C* const s[] = {slots[slot]..., nullptr};
   FUSEDSTEP_INDEPENDENT
   for (std::int64_t i = begin; i < end; ++i) {
-    C variable = p[i];
+    C variable = widen(p[i]);
     C state[] = {s[slot][i]..., C(0)};
-    rule(variable, g[i], state[slot]...);
-    p[i] = variable;
+    rule(variable, widen(g[i]), state[slot]...);
+    narrow(variable, p[i]);
     ((s[slot][i] = state[slot]), ...);
   }
 }
@@ -48,6 +49,16 @@ inline void sweep_aligned(const Rule& rule, C* p, const C* g, C* const* slots, s
   }
   sweep(rule, p, g, slots, begin, end, all_slots);
 }
+
+template <class Rule>
+void sweep_bfloat16(const Rule& rule, void* p, const void* g, float* const* slots, std::int64_t begin,
+                    std::int64_t end) {
+  sweep(rule, static_cast<BFloat16*>(p), static_cast<const BFloat16*>(g), slots, begin, end,
+        std::make_integer_sequence<int, Rule::slots.count>());
+}
+
+template <class Rule>
+void sweep_bfloat16(const Rule&, void*, const void*, double* const*, std::int64_t, std::int64_t) {}  // never is
 
 template <class Storage, class C>
 void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
@@ -145,11 +156,14 @@ void sweep_arrays(const void* rule, const Stages& stages, const Array* arrays, c
     if (gradient.data == nullptr || begin >= end) continue;
     C* slots[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(slots_of_all[k] + array.slot_offset);
-    if (staged || array.dtype != dtype_of(C()) || gradient.dtype != dtype_of(C())) {
-      sweep_staged<C>(sweep_tile<Rule, C>, rule, stages, array, gradient, slots, slot_count, begin, end);
-    } else {
+    const bool direct = !staged && array.dtype == gradient.dtype;
+    if (direct && array.dtype == dtype_of(C())) {
       sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots, begin,
                     end);
+    } else if (direct && array.dtype == DType::bfloat16) {
+      sweep_bfloat16(in_registers, array.variable, gradient.data, slots, begin, end);
+    } else {
+      sweep_staged<C>(sweep_tile<Rule, C>, rule, stages, array, gradient, slots, slot_count, begin, end);
     }
   }
 }

@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
   step.gradients = gradients.data();
   step.cost_before = cost_before.data();
   step.count = arrays.size();
-  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) run(step, target, nullptr);
+  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) run(step, target, {}, 1);
 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     out.write(tensors[i].variable.data(), static_cast<std::streamsize>(tensors[i].variable.size()));

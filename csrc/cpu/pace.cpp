@@ -1,0 +1,52 @@
+#include "cpu/pace.hpp"
+
+#include <algorithm>
+
+namespace fusedstep {
+
+int Pace::choose(std::uint64_t cost, int threads, double now) {
+  // Waking threads is little beside the time of a step this large.
+  constexpr std::uint64_t large = 16'000'000;
+  now_ = nullptr;
+  after_pause_ = now - last_end_ >= pause;
+  if (threads == 1 || cost > large) return threads;
+  Ways& ways = ways_[after_pause_];
+  const Estimate &current = ways.estimates[ways.one], &other = ways.estimates[!ways.one];
+  const bool other_was_better = other.samples > 0 && 1.5 * other.seconds < current.seconds;
+  if (!ways.trying && (ways.left == 0 || other_was_better)) {
+    ways.one = !ways.one;
+    ways.trying = true;
+    ways.left = steps_of_a_trial;
+  } else if (ways.trying && ways.left == 0) {
+    const bool trial_won = current.seconds < other.seconds;
+    ways.between = trial_won ? shortest_between : std::min(2 * ways.between, longest_between);
+    if (!trial_won) ways.one = !ways.one;
+    ways.trying = false;
+    ways.left = ways.between;
+  }
+  --ways.left;
+  now_ = &ways;
+  return ways.one ? 1 : threads;
+}
+
+void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturbed) {
+  const double seconds = (end - begin) / static_cast<double>(cost);
+  last_end_ = end;
+  // A step may be held up for many times as long as it takes: the estimate grows little by little.
+  const bool may_grow = undisturbed && !after_pause_ && (now_ == nullptr || !now_->trying);
+  seconds_per_cost_ = std::min(seconds, may_grow ? 1.1 * seconds_per_cost_ : seconds_per_cost_);
+  if (now_ != nullptr) now_->estimates[now_->one].take(seconds);
+}
+
+// A mean that one bad sample among many moves little, and that is not deaf to every third being bad. It begins
+// with the best of some.
+void Pace::Estimate::take(double sample) {
+  if (samples < steps_of_a_trial) {
+    seconds = samples == 0 ? sample : std::min(seconds, sample);
+    ++samples;
+    return;
+  }
+  seconds += sample < seconds ? (sample - seconds) / 8 : (std::min(sample, 16 * seconds) - seconds) / 32;
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,54 @@
+// How long a plan's steps take, as measured, and what follows from it for the next one.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedstep {
+
+// Times are in seconds, from any beginning.
+class Pace {
+ public:
+  // Whether the step should let other Python threads run meanwhile. With a busy one beside, taking the GIL back
+  // costs the switch interval, 5 ms; a step that keeps it may last a fifth of that. After a pause it lasts longer,
+  // and counts as without: that it lost the GIL for 5 ms must not be a reason to release it again.
+  bool is_long(std::uint64_t cost) const { return static_cast<double>(cost) * seconds_per_cost_ > 1e-3; }
+
+  // On how many of `threads` the step should run that begins now: all or one.
+  int choose(std::uint64_t cost, int threads, double now);
+
+  // Takes in how long a step took. `undisturbed`: no other Python thread could run beside it.
+  void measured(std::uint64_t cost, double begin, double end, bool undisturbed);
+
+ private:
+  // Seconds per cost, of late.
+  struct Estimate {
+    double seconds = 0;
+    int samples = 0;
+
+    void take(double sample);
+  };
+
+  // How long steps take on one thread and on all. Most go the way that is better; from time to
+  // time a few try the other one.
+  struct Ways {
+    Estimate estimates[2];  // [0] on all threads, [1] on one
+    bool one = false;       // the way of now
+    bool trying = false;
+    int left = steps_of_a_trial;  // steps until that is thought over
+    int between = shortest_between;
+  };
+  static constexpr int steps_of_a_trial = 8;
+  static constexpr int shortest_between = 64, longest_between = 1024;  // trials
+
+  // A thread of OpenMP that has nothing to do sleeps after some milliseconds. What it costs to wake it depends on
+  // where the system then puts it: between 0.1 and 8 ms. So steps after a pause are measured on their own.
+  static constexpr double pause = 3e-3;
+  Ways ways_[2];
+
+  double seconds_per_cost_ = 0.25e-9;  // without pauses, the better way; a first guess, on the low side
+  double last_end_ = -pause;
+  bool after_pause_ = true;  // of the step now running, as the next
+  Ways* now_ = nullptr;      // null where there is no choice
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,110 @@
+"""How a plan learns from the times of its steps: told times instead of measured ones."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fusedstep import _native
+
+COST = 1_000_000
+THREADS = 4
+
+
+class Loop:
+    """Steps with pauses between them, of times that a function of the threads and the step's number gives."""
+
+    def __init__(self, pause: float, takes: Callable[[int, int], float], undisturbed: bool = True) -> None:
+        self.pace, self.pause, self.takes, self.undisturbed = _native.Pace(), pause, takes, undisturbed
+        self.now, self.number, self.ways = 0.0, 0, list[int]()
+
+    def run(self, steps: int) -> "Loop":
+        for _ in range(steps):
+            self.now += self.pause
+            threads = self.pace.choose(COST, THREADS, self.now)
+            end = self.now + self.takes(threads, self.number)
+            self.pace.measured(COST, self.now, end, self.undisturbed)
+            self.ways.append(threads)
+            self.now, self.number = end, self.number + 1
+        return self
+
+    def share_on_one(self, last: int) -> float:
+        return self.ways[-last:].count(1) / last
+
+
+def faster_on_all(threads: int, number: int) -> float:
+    return 100e-6 if threads > 1 else 200e-6
+
+
+def test_steps_use_all_threads_where_that_is_faster() -> None:
+    loop = Loop(0, faster_on_all).run(10_000)
+    assert set(loop.ways) == {1, THREADS}, "one thread was never tried"
+    assert loop.share_on_one(5000) < 0.02
+
+
+@pytest.mark.parametrize("late", [0.2, 0.5, 0.9])
+def test_steps_use_one_thread_where_waking_the_others_takes_longer(late: float) -> None:
+    """After a pause some of the steps on all threads wait milliseconds for a thread to wake."""
+    draws = np.random.default_rng(0).random(3000)
+    loop = Loop(20e-3, lambda n, i: 300e-6 if n == 1 else 8e-3 if draws[i] < late else 150e-6).run(3000)
+    assert loop.share_on_one(2000) > 0.95
+    assert loop.share_on_one(2000) < 1, "all threads were never tried again"
+
+
+def test_what_steps_after_a_pause_take_says_nothing_of_the_others() -> None:
+    loop = Loop(20e-3, lambda n, i: 300e-6 if n == 1 else 8e-3).run(1000)
+    loop.pause, loop.takes = 0, faster_on_all
+    assert loop.run(3000).share_on_one(2000) < 0.02
+
+
+def test_a_step_held_up_now_and_then_changes_nothing() -> None:
+    loop = Loop(0, lambda n, i: 10e-3 if i % 200 == 0 else faster_on_all(n, i)).run(10_000)
+    assert loop.share_on_one(5000) < 0.03
+
+
+def test_a_change_of_what_is_faster_is_found() -> None:
+    """Another program takes the other cores for a while, and steps on all threads wait for them."""
+    loop = Loop(0, faster_on_all).run(3000)
+    loop.takes = lambda n, i: 300e-6 if n == 1 else 8e-3 if i % 3 == 0 else 100e-6
+    assert loop.run(3000).share_on_one(1000) > 0.95
+    loop.takes = faster_on_all
+    assert loop.run(5000).share_on_one(1000) < 0.05
+
+
+def test_large_steps_always_use_all_threads() -> None:
+    pace = _native.Pace()
+    for number in range(100):
+        assert pace.choose(10**8, THREADS, number) == THREADS
+        pace.measured(10**8, number, number + 0.5, True)
+
+
+def test_long_steps_are_those_above_a_millisecond() -> None:
+    assert not Loop(0, lambda n, i: 900e-6).run(100).pace.is_long(COST)
+    assert Loop(0, lambda n, i: 1100e-6).run(100).pace.is_long(COST)
+    assert not Loop(0, lambda n, i: 900e-6).run(100).pace.is_long(COST // 2)
+    assert _native.Pace().is_long(10**8), "the first guess"
+
+
+def test_a_step_held_up_does_not_make_the_next_one_long() -> None:
+    """Else it would release the GIL, wait for it beside a busy thread, and count as long for ever."""
+    loop = Loop(0, lambda n, i: 12e-3 if i % 16 < 3 else 300e-6)
+    for _ in range(200):
+        assert not loop.run(1).pace.is_long(COST)
+
+
+def test_a_step_that_was_disturbed_says_how_long_it_took_at_most() -> None:
+    loop = Loop(0, lambda n, i: 300e-6).run(50)
+    loop.takes, loop.undisturbed = lambda n, i: 12e-3, False
+    assert not loop.run(1000).pace.is_long(COST)
+
+
+def test_steps_after_a_pause_do_not_make_steps_long() -> None:
+    """A thread that lost the GIL has paused; were its steps long for that, they would lose it for ever."""
+    assert not Loop(5e-3, lambda n, i: 4e-3).run(100).pace.is_long(COST)
+
+
+def test_trials_do_not_make_steps_long() -> None:
+    loop = Loop(0, lambda n, i: 600e-6 if n > 1 else 1800e-6)
+    for _ in range(1000):
+        assert not loop.run(1).pace.is_long(COST)
+    assert 1 in loop.ways

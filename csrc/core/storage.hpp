@@ -41,10 +41,11 @@ FUSEDSTEP_HOST_DEVICE inline float widen(Float16 x) {
 
 FUSEDSTEP_HOST_DEVICE inline void narrow(float x, BFloat16& to) {
   const std::uint32_t bits = bits_as<std::uint32_t>(x);
-  // Rounding by addition would carry a NaN into 0 or inf.
-  const std::uint32_t quiet_nan = (bits >> 16) | 0x0040u;
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to.bits = static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+  // Rounding by addition would carry a NaN into 0 or inf. (Selected before the one shift: vectorised, the other
+  // order packs and unpacks.)
+  const std::uint32_t quiet_nan = bits | 0x00400000u;
+  const std::uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  to.bits = static_cast<std::uint16_t>(((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded) >> 16);
 }
 
 FUSEDSTEP_HOST_DEVICE inline void narrow(float x, Float16& to) {

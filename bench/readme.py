@@ -11,8 +11,10 @@ ROWS = {
     "1x64": "one array of 64",
     "1000x256": "1000 arrays of 256",
     "10000x64": "10 000 arrays of 64",
+    "1000x256-pauses": "1000 arrays of 256, after a pause",
     "1x100000": "one array of 100 000",
     "1x1000000": "one array of 1 000 000",
+    "1x1000000-pauses": "one array of 1 000 000, after a pause",
     "resnet50": "ResNet-50: 161 arrays, 25.6 M",
     "gpt2": "GPT-2: 148 arrays, 124 M",
 }

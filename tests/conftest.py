@@ -70,6 +70,18 @@ STAGES: list[dict[str, Any]] = [
     {"l2": 0.02},
     {"weight_decay": 0.01, "l2": 0.02, "maximize": True},
 ]
+OPTIONS: list[dict[str, Any]] = [
+    {"clipnorm": 0.5},
+    {"global_clipnorm": 2.0, "weight_decay": 0.01},
+    {"clipvalue": 0.25, "l2": 0.02},
+    {"use_ema": True, "ema_momentum": 0.9},
+    {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2, "weight_decay": 0.01},
+    {"loss_scale_factor": 3.0},
+    {"gradient_accumulation_steps": 2, "loss_scale_factor": 3.0, "maximize": True},
+    {"gradient_accumulation_steps": 3, "use_ema": True, "ema_overwrite_frequency": 2, "clipnorm": 0.5},
+    {"gradient_accumulation_steps": 2, "global_clipnorm": 1.0, "skip_nonfinite": True, "use_ema": True},
+    {"skip_nonfinite": True},
+]
 
 
 def with_arguments(optimizer: Optimizer, **arguments: Any) -> Optimizer:

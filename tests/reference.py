@@ -103,12 +103,72 @@ def compute_type(dtype: Any) -> Any:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-class Reference:
-    """The steps of an optimizer on its own copies of the variables."""
+def clip(x: Array, low: Any, high: Any) -> Array:
+    """X between the bounds; NaN where x is."""
+    return np.where(x < low, low, np.where(x > high, high, x))
 
-    def __init__(self, optimizer: Optimizer, variables: Sequence[Array]) -> None:
+
+LEAF, LANES = 4096, 128
+
+
+def leaf_sums(values: Array) -> Array:
+    """The sum of each 4096 values: lanes of 128 from the first row to the last, then halves onto halves."""
+    padded = np.zeros(-(-values.size // LEAF) * LEAF)
+    padded[: values.size] = values
+    rows = padded.reshape(-1, LEAF // LANES, LANES)
+    lanes = np.zeros((len(rows), LANES))
+    for row in range(rows.shape[1]):
+        lanes = lanes + rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def tree(sums: Array) -> float:
+    """The sum of some sums."""
+    while sums.size > 1:
+        sums = leaf_sums(sums)
+    return float(sums[0]) if sums.size else 0.0
+
+
+def sum_of_squares(x: Array) -> float:
+    values = x.astype(np.float64).ravel()
+    return tree(leaf_sums(values * values))
+
+
+def clip_factor(norm: float, largest: float) -> float:
+    return 1.0 if norm <= largest else largest / norm if norm == norm else norm
+
+
+def densified(gradient: Any, variable: Array) -> Array:
+    """A gradient in the compute type; rows of equal indices are summed in their order, others are 0."""
+    compute = compute_type(variable.dtype)
+    if not isinstance(gradient, tuple):
+        return np.asarray(gradient).astype(compute)
+    dense, seen = np.zeros(variable.shape, compute), set()
+    for index, row in zip(*gradient, strict=True):
+        row = np.asarray(row).astype(compute)
+        dense[index] = dense[index] + row if index in seen else row
+        seen.add(index)
+    return dense
+
+
+class Reference:
+    """The steps of an optimizer on its own copies of the variables.
+
+    ``settings`` may have others than the optimizer's: learning_rate_multiplier, weight_decay, frozen.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        variables: Sequence[Array],
+        settings: dict[int, dict[str, Any]] | None = None,
+    ) -> None:
         self.rule = REFERENCES[type(optimizer)]
         self.config = optimizer.get_config()
+        self.settings = settings or {}
         self.variables = [variable.copy() for variable in variables]
         self.slots: list[Slots] = [{} for _ in variables]
         for slots, variable in zip(self.slots, variables, strict=True):
@@ -116,26 +176,91 @@ class Reference:
             for name in slot_names(optimizer):
                 initial = self.config["initial_accumulator_value"] if name == "accumulator" else 0
                 slots[name] = np.full(variable.shape, initial, compute)
-        self.t = 0
+            if "average" in slots:
+                slots["average"] = variable.astype(compute)
+        self.calls = self.updates = self.skips = 0
+        self.norm: float | None = None
 
-    def apply(self, grads: Sequence[Any]) -> None:
-        """Take one step: the stages around the rule, then the rule."""
-        self.t += 1
-        lr, h = self.config["learning_rate"], self.config
-        for variable, slots, gradient in zip(self.variables, self.slots, grads, strict=True):
-            if gradient is None:
-                continue
+    def apply(
+        self, grads: Sequence[Any] = (), replicas: Sequence[Sequence[Any]] = (), mean: bool = False
+    ) -> None:
+        """Take one step: the stages before the rule, the rule, and the average."""
+        with np.errstate(all="ignore"):
+            self._apply(replicas or [grads], mean)
+
+    def _apply(self, replicas: Sequence[Sequence[Any]], mean: bool) -> None:
+        h, K = self.config, self.config["gradient_accumulation_steps"] or 1
+        updating = (self.calls + 1) % K == 0
+        unscale = 1 / (h["loss_scale_factor"] or 1) / (len(replicas) if mean else 1)
+        scale = 1 / K if K > 1 else unscale
+        unscales = h["loss_scale_factor"] is not None or mean
+
+        gradients: list[Any] = []
+        for index, variable in enumerate(self.variables):
+            gradient = None
+            for given in replicas:
+                if given[index] is None or self.settings.get(index, {}).get("frozen"):
+                    continue
+                one = densified(given[index], variable)
+                gradient = one if gradient is None else gradient + one
+            if gradient is not None and K > 1:
+                if unscales:
+                    gradient = gradient * gradient.dtype.type(unscale)
+                gradient = self.slots[index]["gradient_accumulator"] + gradient
+            gradients.append(gradient)
+
+        sums = np.array([0.0 if g is None else sum_of_squares(g) for g in gradients])
+        total = math.sqrt(tree(sums)) * scale if sums.size else 0.0
+        clips = updating and (h["clipnorm"] or h["global_clipnorm"])
+        self.norm = total if clips or h["skip_nonfinite"] else None
+        if h["skip_nonfinite"] and not all(np.isfinite(g).all() for g in gradients if g is not None):
+            self.skips += 1
+            return
+
+        for index, gradient in enumerate(gradients):
+            variable, slots = self.variables[index], self.slots[index]
             compute = compute_type(variable.dtype)
-            with np.errstate(all="ignore"):
-                p = variable.astype(compute)
-                g = np.asarray(gradient).astype(compute)
+            if K > 1 and not updating and gradient is not None:
+                slots["gradient_accumulator"] = gradient
+            elif K > 1 and updating:
+                slots["gradient_accumulator"] = np.zeros(variable.shape, compute)
+            if updating and gradient is not None:
+                factor = scale
+                if h["clipnorm"]:
+                    factor = clip_factor(math.sqrt(sums[index]) * scale, h["clipnorm"]) * scale
+                elif h["global_clipnorm"]:
+                    factor = clip_factor(total, h["global_clipnorm"]) * scale
                 if h["maximize"]:
-                    g = -g
-                if h["l2"]:
-                    g = g + compute(h["l2"]) * p
-                if h["weight_decay"]:
-                    p = p - p * compute(h["weight_decay"] * lr)
-                variable[...] = self.rule(p, g, slots, h, lr, self.t).astype(variable.dtype)
+                    factor = -factor
+                on = bool(K > 1 or unscales or clips or h["maximize"])
+                self._update(index, gradient * compute(factor) if on else gradient)
+            if "average" in slots:
+                self._average(variable, slots, compute)
+        self.calls += 1
+        self.updates += updating
+
+    def _update(self, index: int, g: Array) -> None:
+        variable, h = self.variables[index], self.config
+        C, own = compute_type(variable.dtype), self.settings.get(index, {})
+        lr = h["learning_rate"] * own.get("learning_rate_multiplier", 1.0)
+        decay = own.get("weight_decay", h["weight_decay"])
+        p = variable.astype(C)
+        if h["clipvalue"]:
+            g = clip(g, -C(h["clipvalue"]), C(h["clipvalue"]))
+        if h["l2"]:
+            g = g + C(h["l2"]) * p
+        if decay:
+            p = p - p * C(decay * lr)
+        variable[...] = self.rule(p, g, self.slots[index], h, lr, self.updates + 1).astype(variable.dtype)
+
+    def _average(self, variable: Array, slots: Slots, C: Any) -> None:
+        h = self.config
+        p = variable.astype(C)
+        m = h["ema_momentum"]
+        slots["average"] = p if self.updates == 0 else (C(m) * slots["average"]) + (C(1 - m) * p)
+        every = h["ema_overwrite_frequency"]
+        if every and (self.updates + 1) % every == 0:
+            variable[...] = slots["average"].astype(variable.dtype)
 
 
 def slot_names(optimizer: Optimizer) -> list[str]:

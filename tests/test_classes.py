@@ -49,7 +49,23 @@ OTHERS: dict[type[Optimizer], dict[str, Any]] = {
     RMSprop: {"form": "keras"},
     Adagrad: {"form": "keras", "learning_rate_decay": 0.0},
 }
-ARGUMENTS = {cls: KERAS[cls] | OTHERS[cls] | {"l2": None, "maximize": False, "name": ""} for cls in CLASSES}
+# Those that all classes have.
+COMMON: dict[str, Any] = {
+    "l2": None,
+    "maximize": False,
+    "clipnorm": None,
+    "global_clipnorm": None,
+    "clipvalue": None,
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": None,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+    "skip_nonfinite": False,
+    "lazy": False,
+    "name": "",
+}
+ARGUMENTS = {cls: KERAS[cls] | OTHERS[cls] | COMMON for cls in CLASSES}
 
 # Numbers in intervals: name -> interval.
 INTERVALS: dict[type[Optimizer], dict[str, str]] = {
@@ -59,7 +75,15 @@ INTERVALS: dict[type[Optimizer], dict[str, str]] = {
     RMSprop: {"rho": "[0, 1)", "momentum": "[0, 1]", "epsilon": "(0, inf)"},
     Adagrad: {"initial_accumulator_value": "[0, inf)", "epsilon": "(0, inf)"},
 }
-EVERY_CLASS = {"weight_decay": "[0, inf)", "l2": "[0, inf)"}
+EVERY_CLASS = {
+    "weight_decay": "[0, inf)",
+    "l2": "[0, inf)",
+    "clipnorm": "(0, inf)",
+    "global_clipnorm": "(0, inf)",
+    "clipvalue": "(0, inf)",
+    "ema_momentum": "[0, 1]",
+    "loss_scale_factor": "(0, inf)",
+}
 TORCH: list[tuple[type[Optimizer], str, str]] = [
     (SGD, "dampening", "[0, 1]"),
     (Adagrad, "learning_rate_decay", "[0, inf)"),
@@ -213,7 +237,7 @@ def check_interval(cls: type[Optimizer], name: str, interval: str, others: dict[
 def test_every_number_has_its_interval_in_the_tables(cls: type[Optimizer]) -> None:
     tried = set(INTERVALS[cls]) | {name for torch_class, name, _ in TORCH if torch_class is cls}
     numbers = {name for name, default in ARGUMENTS[cls].items() if type(default) is float}
-    assert numbers - {"learning_rate", "weight_decay"} == tried
+    assert numbers - {"learning_rate"} - EVERY_CLASS.keys() == tried
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ double round_to_float32(double x) {
   return pinned(static_cast<double>(rounded));
 }
 
+std::optional<double> optional_if(bool on, double value) {
+  return on ? std::optional(value) : std::nullopt;
+}
+
+void set_clip(Options& options, Norms::Clip clip, std::optional<double> largest_norm) {
+  if (!largest_norm) {
+    if (options.clip == clip) options.clip = Norms::none;
+    return;
+  }
+  options.clip = clip;
+  options.largest_norm = *largest_norm;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -73,6 +86,27 @@ PYBIND11_MODULE(_native, module) {
   module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
   module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
 
+  py::class_<Options>(module, "Options")
+      .def(py::init())
+      .def_readwrite("l2", &Options::l2)
+      .def_readwrite("maximize", &Options::maximize)
+      .def_property(
+          "clipnorm", [](const Options& o) { return optional_if(o.clip == Norms::each, o.largest_norm); },
+          [](Options& o, std::optional<double> norm) { set_clip(o, Norms::each, norm); })
+      .def_property(
+          "global_clipnorm", [](const Options& o) { return optional_if(o.clip == Norms::all, o.largest_norm); },
+          [](Options& o, std::optional<double> norm) { set_clip(o, Norms::all, norm); })
+      .def_readwrite("clipvalue", &Options::largest_value)
+      .def_readwrite("gradient_accumulation_steps", &Options::accumulation_steps)
+      .def_readwrite("loss_scale_factor", &Options::loss_scale)
+      .def_readwrite("skip_nonfinite", &Options::skip_not_finite)
+      .def_readwrite("ema_momentum", &Options::average_momentum)
+      .def_readwrite("ema_overwrite_frequency", &Options::overwrite_frequency)
+      .def_readwrite("lazy", &Options::lazy);
+
+  py::class_<VariableSettings>(module, "VariableSettings")
+      .def(py::init<double, double, bool>(), py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
+
   py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
       .def(py::init())
       .def("is_long", &Pace::is_long, py::arg("cost"))
@@ -80,13 +114,15 @@ PYBIND11_MODULE(_native, module) {
       .def("measured", &Pace::measured, py::arg("cost"), py::arg("begin"), py::arg("end"), py::arg("undisturbed"));
 
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
-      .def(py::init<std::string, const std::string&, const py::list&, std::vector<std::string>,
+      .def(py::init<std::string, const std::string&, bool, bool, const py::list&, std::vector<std::string>,
                     const std::unordered_map<std::string, double>&, const std::vector<std::shared_ptr<Plan>>&>(),
-           py::arg("optimizer"), py::arg("rule"), py::arg("variables"), py::arg("names"), py::arg("initial"),
-           py::arg("others"))
-      .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("weight_decay"),
-           py::arg("l2"), py::arg("maximize"))
-      .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"))
+           py::arg("optimizer"), py::arg("rule"), py::arg("accumulates"), py::arg("averages"), py::arg("variables"),
+           py::arg("names"), py::arg("initial"), py::arg("others"))
+      .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
+           py::arg("settings"))
+      .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),
+           py::arg("replicas") = py::none(), py::arg("mean") = false)
+      .def("finish_averages", &Plan::finish_averages)
       .def("owns", &Plan::owns, py::arg("variable"))
       .def("index_of", &Plan::index_of, py::arg("variable"))
       .def("__len__", &Plan::count)
@@ -95,7 +131,10 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_readwrite("calls", &Plan::calls)
-      .def_readwrite("updates", &Plan::updates);
+      .def_readwrite("updates", &Plan::updates)
+      .def_readwrite("skips", &Plan::skips)
+      .def_readonly("skipped", &Plan::skipped)
+      .def_readonly("norm", &Plan::norm);
 }
 
 }  // namespace fusedstep

@@ -7,6 +7,7 @@
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "cpu/float_environment.hpp"
+#include "cpu/gather.hpp"
 #include "cpu/targets.hpp"
 
 namespace fusedstep {
@@ -40,11 +41,14 @@ void Plan::check_updatable(const ArrayView& view, const std::string& what) {
   }
 }
 
-Plan::Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
-           const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others)
+Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
+           std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
+           const std::vector<std::shared_ptr<Plan>>& others)
     : optimizer_(std::move(optimizer)),
       who_(optimizer_ + ".apply: "),
       rule_(rule_number(rule)),
+      accumulates_(accumulates),
+      averages_(averages),
       names_(std::move(names)) {
   const std::size_t count = variables.size();
   for (std::size_t i = 0; i < count; ++i) {
@@ -55,7 +59,8 @@ Plan::Plan(std::string optimizer, const std::string& rule, const py::list& varia
     check_updatable(view, what);
     built_.push_back({object, view.ndim, shapes_.size()});
     shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
-    arrays_.push_back({view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype)});
+    arrays_.push_back(
+        {view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype), 0, static_cast<std::uint32_t>(i)});
     index_by_object_.emplace(object.ptr(), i);
     if (view.size() > 0) index_by_memory_.emplace(view.data, i);
   }
@@ -65,6 +70,9 @@ Plan::Plan(std::string optimizer, const std::string& rule, const py::list& varia
   gradients_.resize(count);
   cost_before_.resize(count + 1);
   gap_.resize(count);
+  frozen_.resize(count);
+  norms_.owners = count;
+  norms_.factors.resize(count);
 }
 
 std::string Plan::label(const char* list, std::size_t position, std::size_t index) const {
@@ -86,12 +94,12 @@ void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial)
   }
   slot_stride_ = (end + cache_line - 1) / cache_line * cache_line;
   const Rule& rule = this->rule();
-  arena_ = std::make_shared<Arena>(slot_stride_ * static_cast<std::size_t>(rule.slot_count));
+  arena_ = std::make_shared<Arena>(slot_stride_ * all_slot_names(rule).size());
   for (int k = 0; k < rule.slot_count; ++k) {
     const auto value = initial.find(rule.slots[k]);
     if (value == initial.end()) continue;
     for (const Array& array : arrays_) {
-      std::byte* const slot = arena_->data() + slot_stride_ * static_cast<std::size_t>(k) + array.slot_offset;
+      std::byte* const slot = slot_kind(static_cast<std::size_t>(k)) + array.slot_offset;
       if (array.compute == compute_float64) {
         std::fill_n(reinterpret_cast<double*>(slot), array.size, value->second);
       } else {
@@ -99,6 +107,23 @@ void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial)
       }
     }
   }
+  if (!averages_) return;
+  std::byte* const averages = slot_kind(all_slot_names(rule).size() - 1);
+  for (const Array& array : arrays_) {
+    std::byte* const average = averages + array.slot_offset;
+    if (array.compute == compute_float64) {
+      baseline::load(array.variable, array.dtype, 0, reinterpret_cast<double*>(average), array.size);
+    } else {
+      baseline::load(array.variable, array.dtype, 0, reinterpret_cast<float*>(average), array.size);
+    }
+  }
+}
+
+std::vector<std::string> Plan::all_slot_names(const Rule& rule) const {
+  std::vector<std::string> all(rule.slots, rule.slots + rule.slot_count);
+  if (accumulates_) all.push_back("gradient_accumulator");
+  if (averages_) all.push_back("average");
+  return all;
 }
 
 void Plan::collect_written() {
@@ -146,11 +171,18 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
 }
 
 void Plan::configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
-                     double weight_decay, double l2, bool maximize) {
+                     const Options& options, const std::vector<VariableSettings>& settings) {
   const Exclusive exclusive(*this);
   const int number = rule_number(rule);
   const Rule& next = current_target().rules[number];
-  if (slot_names() != std::vector<std::string>(next.slots, next.slots + next.slot_count)) {
+  const auto has_slots_for = [&](bool wanted, bool there, const char* slot) {
+    if (!wanted || there) return;
+    refuse_value(optimizer_ + ": the change needs the slot '" + slot +
+                 "', which was not built; give the argument to the constructor");
+  };
+  has_slots_for(options.accumulation_steps > 1, accumulates_, "gradient_accumulator");
+  has_slots_for(options.average_momentum.has_value(), averages_, "average");
+  if (slot_names() != all_slot_names(next)) {
     refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
                  this->rule().name + "'); make a new optimizer");
   }
@@ -158,8 +190,18 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   for (int k = 0; k < next.hyperparameter_count; ++k) values[k] = hyperparameters.at(next.hyperparameters[k]);
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
-  weight_decay_ = weight_decay;
-  stages_ = {{maximize, -1.0}, {l2 != 0, l2}, {weight_decay != 0, 0.0}};
+  options_ = options;
+  groups_.clear();
+  for (std::size_t i = 0; i < count(); ++i) {
+    const VariableSettings& own = settings.size() == 1 ? settings[0] : settings.at(i);
+    const auto same = std::ranges::find_if(groups_, [&](const VariableSettings& group) {
+      return group.multiplier == own.multiplier && group.weight_decay == own.weight_decay;
+    });
+    arrays_[i].settings = static_cast<std::uint16_t>(same - groups_.begin());
+    if (same == groups_.end()) groups_.push_back(own);
+    frozen_[i] = own.frozen;
+  }
+  costs_known_ = false;
 }
 
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
@@ -190,8 +232,7 @@ std::size_t Plan::index_of(py::handle variable) const {
 }
 
 std::vector<std::string> Plan::slot_names() const {
-  const Rule& rule = this->rule();
-  return {rule.slots, rule.slots + rule.slot_count};
+  return all_slot_names(rule());
 }
 
 py::array Plan::slot(std::size_t index, const std::string& name) const {
@@ -199,8 +240,7 @@ py::array Plan::slot(std::size_t index, const std::string& name) const {
   const auto found = std::ranges::find(all, name);
   if (found == all.end()) throw py::key_error(optimizer_ + ": no slot is named '" + name + "'");
   const Array& array = arrays_.at(index);
-  std::byte* const data =
-      arena_->data() + slot_stride_ * static_cast<std::size_t>(found - all.begin()) + array.slot_offset;
+  std::byte* const data = slot_kind(static_cast<std::size_t>(found - all.begin())) + array.slot_offset;
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
   const Built& built = built_[index];

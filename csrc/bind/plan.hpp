@@ -3,12 +3,14 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "bind/arena.hpp"
 #include "bind/arrays.hpp"
+#include "bind/items.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
 #include "cpu/run.hpp"
@@ -16,20 +18,49 @@
 
 namespace fusedstep {
 
+// What is folded into the pass around every rule.
+struct Options {
+  double l2 = 0;
+  bool maximize = false;
+  Norms::Clip clip = Norms::none;
+  double largest_norm = 0;
+  std::optional<double> largest_value;
+  std::int64_t accumulation_steps = 1;
+  std::optional<double> loss_scale;
+  bool skip_not_finite = false;
+  std::optional<double> average_momentum;
+  std::int64_t overwrite_frequency = 0;  // 0: never
+  bool lazy = false;
+};
+
+// What may differ between variables.
+struct VariableSettings {
+  double multiplier = 1;  // of the learning rate
+  double weight_decay = 0;
+  bool frozen = false;
+};
+
 class Plan {
  public:
   // Raises, having changed nothing, where `variables` cannot be updated in place.
   // `names` is empty or has one for each; `others` are the optimizer's plans so far.
-  Plan(std::string optimizer, const std::string& rule, const py::list& variables, std::vector<std::string> names,
-       const std::unordered_map<std::string, double>& initial, const std::vector<std::shared_ptr<Plan>>& others);
+  Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
+       std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
+       const std::vector<std::shared_ptr<Plan>>& others);
 
-  // What steps compute from now on. A rule can only be replaced by one with the same slots.
+  // What steps compute from now on. `settings` has one for all variables, or one for each. Raises where that needs
+  // other slots than were built.
   void configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
-                 double weight_decay, double l2, bool maximize);
+                 const Options& options, const std::vector<VariableSettings>& settings);
 
   // One update of the variables that have a gradient; of all that were built if `variables` is None.
+  // With replicas, `grads` and each of them are lists of gradients that are summed, or averaged if `mean`.
   // Returns the number of calls so far.
-  std::int64_t step(const py::object& grads, const py::object& variables, double learning_rate);
+  std::int64_t step(const py::object& grads, const py::object& variables, double learning_rate,
+                    const py::object& replicas, bool mean);
+
+  // The variables take the values of their averages.
+  void finish_averages();
 
   bool owns(py::handle variable) const;
   std::size_t index_of(py::handle variable) const;
@@ -41,6 +72,9 @@ class Plan {
 
   std::int64_t calls = 0;
   std::int64_t updates = 0;
+  std::int64_t skips = 0;      // calls that changed nothing, for gradients that were not finite
+  bool skipped = false;        // whether the last call was one
+  std::optional<double> norm;  // of the gradients of the last call, where it was needed
 
  private:
   // A variable as it was when built; each step compares.
@@ -88,20 +122,28 @@ class Plan {
   [[noreturn]] void refuse_changed(std::size_t index, std::size_t position) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
-  void take_all(Call& call);
-  Step describe_step(double learning_rate) const;
+  void take_all(Call& call, std::vector<Items>& others);
+  Step describe_step(double learning_rate, std::size_t replicas, bool mean);
   bool run_timed(const Step& step, Call& call, bool check);
-  void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
-  [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const;
+  Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
+  Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
+  void take_replicas(Call& call, std::vector<Items>& others);
+  void split_rows(Step& step, Call& call);
+  bool visits_all() const { return options_.average_momentum || options_.accumulation_steps > 1; }
+  std::vector<std::string> all_slot_names(const Rule& rule) const;
+  std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
+  [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, const std::string& what) const;
   void set_gradient(std::size_t index, Gradient gradient);
-  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, std::size_t position);
+  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, const std::string& what);
 
   std::string optimizer_;
   std::string who_;  // how its refusals begin
   int rule_;
   double hyperparameters_[max_hyperparameters] = {};
-  double weight_decay_ = 0;
-  Stages stages_ = {};
+  bool accumulates_, averages_;  // whether there are slots for it
+  Options options_;
+  std::vector<VariableSettings> groups_{1};  // what arrays_[i].settings counts
+  std::vector<bool> frozen_;
 
   std::vector<Built> built_;
   std::vector<py::ssize_t> shapes_;
@@ -114,6 +156,8 @@ class Plan {
   std::vector<Written> written_;  // in order of address
 
   // Scratch of a step, kept from one to the next.
+  std::vector<Settings> settings_;  // of each group
+  Norms norms_ = {};
   std::vector<Gradient> gradients_;
   std::vector<std::uint64_t> cost_before_;
   bool costs_known_ = false;      // whether cost_before_ is that of gradients_

@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 
+#include "bind/call.hpp"
 #include "bind/items.hpp"
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
@@ -62,19 +63,6 @@ class GilRelease {
 
 }  // namespace
 
-// What lives as long as one call.
-struct Plan::Call {
-  Items grads;
-  Items variables;
-  bool all_built;                  // the variables that were built are meant, none are named
-  std::vector<py::object> copies;  // of gradients that cannot be read as they are
-  std::vector<bool> seen;          // which variables came; filled where the order is not that of build
-  std::size_t given = 0;           // gradients that are not None
-
-  // Keeps the gradients alive, whatever happens to their list.
-  bool hold() { return grads.hold() && variables.hold(); }
-};
-
 inline bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
   const Built& built = built_[index];
   return view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype &&
@@ -86,10 +74,10 @@ inline bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintpt
   return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
 }
 
-inline void Plan::set_gradient(std::size_t index, Gradient gradient) {
+void Plan::set_gradient(std::size_t index, Gradient gradient) {
   // Written only where it changes: the other threads have the former ones in their caches.
   Gradient& current = gradients_[index];
-  if (current.data == gradient.data && current.dtype == gradient.dtype) return;
+  if (current.data == gradient.data && current.dtype == gradient.dtype && current.rows == gradient.rows) return;
   if ((current.data == nullptr) != (gradient.data == nullptr)) costs_known_ = false;
   current = gradient;
 }
@@ -101,7 +89,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   ArrayView view;
   if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
-  if (gradient == Py_None) return !had_gradient;
+  if (gradient == Py_None || frozen_[index]) return !had_gradient;
   const Built& built = built_[index];
   if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
       !view.contiguous() || !view.aligned()) {
@@ -110,7 +98,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   const std::uintptr_t begin = address(view.data);
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
   if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
-  set_gradient(index, {view.data, view.dtype});
+  set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
 
@@ -180,13 +168,16 @@ void Plan::check_learning_rate(double learning_rate) const {
   const bool in_float32 =
       std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
   const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  if (std::abs(learning_rate) <= largest) return;
+  const auto is_good = [&](const VariableSettings& group) {
+    return std::abs(learning_rate * group.multiplier) <= largest;
+  };
+  if (std::abs(learning_rate) <= largest && std::ranges::all_of(groups_, is_good)) return;
   refuse_value(optimizer_ + ": learning_rate must be finite in " +
                name_of(in_float32 ? compute_float32 : compute_float64) + ", got " +
                std::string(py::str(py::float_(learning_rate))));
 }
 
-void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, std::size_t position) {
+void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what) {
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
   if (bytes == 0 || lies_in_gap(gap_[index], begin, end)) return;
   const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
@@ -194,7 +185,6 @@ void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index
   if (lies_in_gap(gap_[index], begin, end)) return;
   // Its very own variable is read before it is written, element by element.
   if (after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin && after->end == end) return;
-  const std::string what = who_ + label("grads", position, index);
   const auto other = static_cast<std::size_t>(after->index);
   refuse_value(what + " shares memory with " +
                (after->index == slots_index ? std::string("a slot")
@@ -203,37 +193,38 @@ void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index
                ", which this step writes; pass g.copy()");
 }
 
-void Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call) {
+Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list,
+                             Call& call) {
+  if (PyTuple_Check(gradient)) return take_rows(gradient, index, position, list, call);
+  const std::string what = who_ + label(list, position, index);
   const Built& built = built_[index];
   ArrayView view;
   py::object owner;
   if (!read_array(gradient, view)) {
-    if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, position);
+    if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, what);
   }
   if (!view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(who_ + label("grads", position, index) + " has shape " + text_of(view.ndim, view.shape) +
-                 ", its variable has " + text_of_shape(built));
+    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", its variable has " + text_of_shape(built));
   }
   if (!view.contiguous() || !view.aligned()) {
     owner = contiguous_copy(gradient, view);
   } else {
-    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, position);
+    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, what);
   }
   if (owner) call.copies.push_back(std::move(owner));
-  set_gradient(index, {view.data, view.dtype});
-  ++call.given;
+  return {view.data, nullptr, view.dtype};
 }
 
-void Plan::refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const {
+void Plan::refuse_gradient(py::handle gradient, std::size_t index, const std::string& what) const {
   if (py::hasattr(gradient, "__cuda_array_interface__")) {
-    refuse_value(who_ + label("variables", position, index) +
+    refuse_value(who_ + label("variables", index, index) +
                  " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
   }
-  refuse_array(gradient, who_ + label("grads", position, index), "gradient");
+  refuse_array(gradient, what, "gradient");
 }
 
 // Reads and checks everything; raises before anything is written.
-void Plan::take_all(Call& call) {
+void Plan::take_all(Call& call, std::vector<Items>& others) {
   if (!call.hold()) throw py::error_already_set();  // some objects are read by code of their own
   const std::size_t given = call.grads.size();
   for (std::size_t position = 0; position < given; ++position) {
@@ -246,49 +237,85 @@ void Plan::take_all(Call& call) {
     }
     ArrayView view;
     if (!read_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) refuse_changed(index, position);
+    Gradient gradient = {nullptr, nullptr, DType::float32};
     if (call.grads[position] != Py_None) {
-      take_gradient(call.grads[position], index, position, call);
-    } else {
-      set_gradient(index, {nullptr, DType::float32});
+      gradient = take_gradient(call.grads[position], index, position, "grads", call);
+      ++call.given;
     }
+    set_gradient(index, frozen_[index] ? Gradient{nullptr, nullptr, DType::float32} : gradient);
+    call.index_of_position.push_back(index);
   }
+  for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
+    if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, nullptr, DType::float32});
+  }
+  if (call.replicas > 1) take_replicas(call, others);
   if (call.given == 0) {
     refuse_value(who_ + "all " + std::to_string(given) + " gradients are None; at least one variable must have one");
   }
-  for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
-    if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, DType::float32});
-  }
   if (costs_known_) return;
   for (std::size_t i = 0; i < count(); ++i) {
-    cost_before_[i + 1] = cost_before_[i] + (gradients_[i].data != nullptr ? cost_of(arrays_[i]) : 0);
+    const bool visited = gradients_[i].data != nullptr || visits_all();
+    cost_before_[i + 1] = cost_before_[i] + (visited ? cost_of(arrays_[i]) : 0);
   }
   costs_known_ = true;
 }
 
-Step Plan::describe_step(double learning_rate) const {
+Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) {
+  const DefaultFloatEnvironment environment;
+  const bool accumulating = options_.accumulation_steps > 1;
+  const bool updating = !accumulating || (calls + 1) % options_.accumulation_steps == 0;
+  // What the sum over replicas is multiplied by: before it enters the sum over calls, and after.
+  const double unscale =
+      pinned(pinned(1.0) / options_.loss_scale.value_or(1)) / (mean ? static_cast<double>(replicas) : 1);
+  const bool unscales = options_.loss_scale.has_value() || mean;
+  const double scale = accumulating ? pinned(1.0) / static_cast<double>(options_.accumulation_steps) : unscale;
+  const double sign = options_.maximize ? -1 : 1;
+  const bool clips = options_.clip != Norms::none && updating;
+
+  Stages stages = {};
+  stages.unscale = {accumulating && unscales, unscale};
+  stages.accumulation = !accumulating ? Accumulation::off : updating ? Accumulation::flush : Accumulation::add;
+  stages.factor = {accumulating || unscales || clips || options_.maximize, sign * scale};
+  stages.clip = {options_.largest_value.has_value(), options_.largest_value.value_or(0)};
+  stages.l2 = {options_.l2 != 0, options_.l2};
+  stages.average = !options_.average_momentum ? Average::off : updates == 0 ? Average::start : Average::move;
+  stages.average_momentum = options_.average_momentum.value_or(0);
+  stages.average_overwrites = options_.overwrite_frequency > 0 && (updates + 1) % options_.overwrite_frequency == 0;
+  settings_.clear();
+  for (const VariableSettings& group : groups_) {
+    const double rate = pinned(learning_rate) * group.multiplier;
+    stages.decay = {group.weight_decay != 0, pinned(group.weight_decay) * rate};
+    settings_.push_back({rate, stages});
+  }
+  norms_.clip = clips ? options_.clip : Norms::none;
+  norms_.largest = options_.largest_norm;
+  norms_.scale = scale;
+  norms_.sign = sign;
+  norms_.skip_not_finite = options_.skip_not_finite;
+
   Step step = {};
   step.rule = rule_;
   step.hyperparameters = hyperparameters_;
-  step.learning_rate = learning_rate;
   step.t = static_cast<std::uint64_t>(updates + 1);
-  step.stages = stages_;
-  {
-    const DefaultFloatEnvironment environment;
-    step.stages.decay.coefficient = pinned(pinned(weight_decay_) * learning_rate);
-  }
+  step.settings = settings_.data();
+  step.settings_count = settings_.size();
   step.arrays = arrays_.data();
   step.gradients = gradients_.data();
+  step.replicas = 1;
   step.cost_before = cost_before_.data();
   step.count = count();
-  for (int k = 0; k < rule().slot_count; ++k) {
-    step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
-  }
+  step.factors = clips ? norms_.factors.data() : nullptr;
+  std::size_t kind = 0;
+  for (; kind < static_cast<std::size_t>(rule().slot_count); ++kind) step.slots[kind] = slot_kind(kind);
+  if (accumulates_) step.accumulator = slot_kind(kind++);
+  if (averages_) step.average = slot_kind(kind++);
   return step;
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
 // where one of them is not ordinary.
 bool Plan::run_timed(const Step& step, Call& call, bool check) {
+  const bool needs_norms = norms_.clip != Norms::none || norms_.skip_not_finite;
   struct Context {
     Plan& plan;
     Call& call;
@@ -301,7 +328,7 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
       return plan.take_ordinary(call, begin, end);
     };
   }
-  const std::uint64_t cost = cost_before_[count()];
+  const std::uint64_t cost = step.cost_before[step.count];
   const bool release_gil = pace_.is_long(cost);
   if (release_gil) {
     before.all_good = [](void* from) {
@@ -314,36 +341,55 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
     };
   }
   const double begin = now();
-  const bool done = run(step, current_target(), before, pace_.choose(cost, threads_for(cost), begin));
+  const Outcome outcome = run(step, current_target(), before, needs_norms ? &norms_ : nullptr,
+                              pace_.choose(cost, threads_for(cost), begin));
   const double end = now();
   context.gil.reset();
-  if (!done) return false;
-  pace_.measured(cost, begin, end, !release_gil);
+  if (outcome == Outcome::not_good) return false;
+  pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
+  norm = needs_norms ? std::optional(norms_.norm) : std::nullopt;
+  skipped = outcome == Outcome::skipped;
+  if (skipped) {
+    ++skips;
+    return true;
+  }
   ++calls;
-  ++updates;
+  if (calls % options_.accumulation_steps == 0) ++updates;
   return true;
 }
 
-std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate) {
+std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate,
+                        const py::object& replicas, bool mean) {
   const Exclusive exclusive(*this);
-  const bool all_built = variables.is_none();
-  // Both are read before either is looked at: iterables run code of their own.
+  // All are read before any is looked at: iterables run code of their own.
   const py::object gradient_items = items_of(grads, who_ + "grads");
-  const py::object variable_items = all_built ? py::tuple() : items_of(variables, who_ + "variables");
-  Call call{Items(gradient_items), Items(variable_items), all_built, {}, {}};
-  const std::size_t expected = all_built ? count() : call.variables.size();
+  const py::object variable_items = variables.is_none() ? variables : items_of(variables, who_ + "variables");
+  std::vector<Items> others;
+  if (!replicas.is_none()) {
+    for (const py::handle list : replicas) {
+      const std::string what = who_ + "replicas[" + std::to_string(others.size() + 1) + "]";
+      others.emplace_back(items_of(py::reinterpret_borrow<py::object>(list), what));
+    }
+  }
+  Call call(gradient_items, variable_items, others.size() + 1);
+  const std::size_t expected = call.all_built ? count() : call.variables.size();
   if (call.grads.size() != expected) {
     refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
-                 std::to_string(expected));
+                 std::to_string(expected) + "; pass one gradient for each variable, None where there is none");
   }
   if (expected == 0) return calls;
   check_learning_rate(learning_rate);
 
-  const Step step = describe_step(learning_rate);
-  const bool may_be_ordinary = costs_known_ && expected == count();
+  Step step = describe_step(learning_rate, call.replicas, mean);
+  const bool may_be_ordinary = costs_known_ && expected == count() && call.replicas == 1;
   if (may_be_ordinary && run_timed(step, call, true)) return calls;
-  take_all(call);
+  take_all(call, others);
   // Nothing can be refused from here on.
+  if (call.replicas > 1) {
+    step.gradients = call.gradients.data();
+    step.replicas = call.replicas;
+  }
+  if (options_.lazy && !call.rows.empty()) split_rows(step, call);
   run_timed(step, call, false);
   return calls;
 }

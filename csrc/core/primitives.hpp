@@ -22,6 +22,12 @@ FUSEDSTEP_HOST_DEVICE inline C max(C a, C b) {
   return (a > b || a != a) ? a : b;
 }
 
+// NaN if x is.
+template <class C>
+FUSEDSTEP_HOST_DEVICE inline C clip(C x, C low, C high) {
+  return x < low ? low : x > high ? high : x;
+}
+
 // base^exponent by binary exponentiation, least significant bit first.
 FUSEDSTEP_HOST_DEVICE inline double power(double base, std::uint64_t exponent) {
   double result = 1;

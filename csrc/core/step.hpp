@@ -12,25 +12,35 @@ enum class DType : std::uint8_t { float32, float64, float16, bfloat16 };
 // float64 variables are computed in float64, all others in float32.
 enum ComputeType : std::uint8_t { compute_float32, compute_float64, compute_types };
 
-constexpr int max_slots = 4;
+constexpr int max_slots = 4;  // of a rule
 constexpr int max_hyperparameters = 8;
 constexpr int max_rule_size = 128;  // bytes of a rule's struct
 
-// Slices of an array start at multiples of this many elements.
+// Slices of an array start at multiples of this many elements, and so do the leaves of a norm's tree.
 constexpr std::int64_t slice_unit = 4096;
 
-// One variable, as the plan knows it since build.
+// One variable, as the plan knows it since build; or one row of it.
 struct Array {
   void* variable;
   std::int64_t size;
   std::uint64_t slot_offset;  // bytes from the start of every kind of slot
   DType dtype;
   ComputeType compute;
+  std::uint16_t settings;  // which of the step's
+  std::uint32_t owner;     // the variable's number in the build
 };
 
-// Its gradient in this step; no data where there is none.
+// The rows that a sparse gradient has: increasing indices, each with `size` elements of the gradient's data.
+struct Rows {
+  const std::int64_t* indices;
+  std::int64_t count;
+  std::int64_t size;
+};
+
+// A variable's gradient in this step; no data where there is none.
 struct Gradient {
   const void* data;
+  const Rows* rows;  // null where all elements are there
   DType dtype;
 };
 
@@ -41,19 +51,54 @@ struct Stage {
   double coefficient;
 };
 
+// What becomes of the gradients' sums over calls.
+enum class Accumulation : std::uint8_t { off, add, flush };
+
+// What becomes of the variables' averages. start: average = p; move: average = momentum * average + (1 - momentum) * p.
+enum class Average : std::uint8_t { off, keep, start, move };
+
+// In the order in which they come; h is the gradient, p the variable.
 struct Stages {
-  Stage factor;  // h = h * factor
-  Stage l2;      // h = h + l2 * p
-  Stage decay;   // p = p - p * decay
+  Stage unscale;              // h = h * unscale
+  Accumulation accumulation;  // add: acc = acc + h, and no update; flush: h = acc + h, acc = 0
+  Stage factor;               // h = h * factor; of the array's owner where the step has factors
+  Stage clip;                 // h = clip(h, -clip, clip)
+  Stage l2;                   // h = h + l2 * p
+  Stage decay;                // p = p - p * decay
+  Average average;            // after the rule, with p as stored
+  double average_momentum;
+  bool average_overwrites;  // p = average
+};
+
+// What may differ between the variables of a step.
+struct Settings {
+  double learning_rate;
+  Stages stages;
+};
+
+struct Step;
+
+// Elements of consecutive arrays, which have the same compute type and settings: of the first one from
+// element `first` on, of the last one up to element `last`.
+struct Run {
+  std::size_t begin;
+  std::size_t count;
+  std::int64_t first;
+  std::int64_t last;
 };
 
 // One optimizer rule as one target compiled it, for one compute type. `coefficients` makes the rule's
-// struct; `sweep` applies it, with the stages around it, to consecutive arrays: to the first one from
-// element `first` on, to the last one up to element `last`.
+// struct; `sweep` applies it, with the stages around it, to a run.
 struct CompiledRule {
   void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, void* rule);
-  void (*sweep)(const void* rule, const Stages& stages, const Array* arrays, const Gradient* gradients,
-                std::size_t count, std::int64_t first, std::int64_t last, std::byte* const* slots);
+  void (*sweep)(const void* rule, const Step& step, const Run& run);
+};
+
+// What a target compiled beside the rules, for one compute type.
+struct CompiledNorm {
+  // The sum of the squares of one leaf of an array's gradient: up to slice_unit elements from `begin` on. Of the
+  // gradient that the stages would accumulate to. Says whether all its elements are finite.
+  bool (*leaf)(const Step& step, std::size_t array, std::int64_t begin, double* sum);
 };
 
 struct Rule {
@@ -68,14 +113,18 @@ struct Rule {
 struct Step {
   int rule;  // index in the list of rules, the same in every target
   const double* hyperparameters;
-  double learning_rate;
   std::uint64_t t;  // this update's number, from 1
-  Stages stages;
+  const Settings* settings;
+  std::size_t settings_count;
   const Array* arrays;
-  const Gradient* gradients;
+  const Gradient* gradients;  // `replicas` lists of them, one after another; the sum counts, in their order
+  std::size_t replicas;
   const std::uint64_t* cost_before;  // count + 1 running sums of the arrays' costs, see slices.hpp
   std::size_t count;
+  const double* factors;  // for each owner; may be null
   std::byte* slots[max_slots];
+  std::byte* accumulator;
+  std::byte* average;
 };
 
 }  // namespace fusedstep

@@ -3,10 +3,13 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cmath>
 
 #include "core/dtypes.hpp"
 #include "core/slices.hpp"
+#include "core/tree.hpp"
 #include "cpu/float_environment.hpp"
 
 #if defined(_OPENMP)
@@ -27,19 +30,110 @@ struct RuleInMemory {
   alignas(64) std::byte bytes[max_rule_size];
 };
 
-// Elements from `begin` up to `end`, which may lie in different arrays: runs of one compute type.
-void run_part(const Step& step, const Rule& rule, const RuleInMemory* made, Place begin, Place end) {
+// The rule's struct for each of the step's settings and compute types.
+class MadeRules {
+ public:
+  MadeRules(const Step& step, const Rule& rule) {
+    const std::size_t needed = step.settings_count * compute_types;
+    if (needed > few_.size()) many_.resize(needed);
+    rules_ = needed > few_.size() ? many_.data() : few_.data();
+    const DefaultFloatEnvironment environment;
+    for (std::size_t k = 0; k < needed; ++k) {
+      rule.compiled[k % compute_types].coefficients(
+          step.hyperparameters, step.settings[k / compute_types].learning_rate, step.t, rules_[k].bytes);
+    }
+  }
+
+  const void* operator()(const Array& array) const {
+    return rules_[array.settings * compute_types + array.compute].bytes;
+  }
+
+ private:
+  std::array<RuleInMemory, 2 * compute_types> few_;
+  std::vector<RuleInMemory> many_;
+  RuleInMemory* rules_;
+};
+
+// The places of a step's arrays from `begin` up to `end`.
+template <class Work>  // of an array's index, and its first and last element
+void for_arrays(const Step& step, Place begin, Place end, const Work& work) {
+  const std::size_t arrays_end = end.element > 0 ? end.array + 1 : end.array;
+  for (std::size_t i = begin.array; i < arrays_end; ++i) {
+    work(i, i == begin.array ? begin.element : 0,
+         i + 1 == arrays_end && end.element > 0 ? end.element : step.arrays[i].size);
+  }
+}
+
+// The update of what lies between two places, which may be in different arrays.
+void update_part(const Step& step, const Rule& rule, const MadeRules& made, Place begin, Place end) {
   const std::size_t arrays_end = end.element > 0 ? end.array + 1 : end.array;
   for (std::size_t first = begin.array; first < arrays_end;) {
-    const ComputeType compute = step.arrays[first].compute;
+    const Array& array = step.arrays[first];
     std::size_t after = first + 1;
-    while (after < arrays_end && step.arrays[after].compute == compute) ++after;
-    rule.compiled[compute].sweep(made[compute].bytes, step.stages, step.arrays + first, step.gradients + first,
-                                 after - first, first == begin.array ? begin.element : 0,
-                                 after == arrays_end && end.element > 0 ? end.element : step.arrays[after - 1].size,
-                                 step.slots);
+    while (after < arrays_end && step.arrays[after].compute == array.compute &&
+           step.arrays[after].settings == array.settings) {
+      ++after;
+    }
+    const Run run = {first, after - first, first == begin.array ? begin.element : 0,
+                     after == arrays_end && end.element > 0 ? end.element : step.arrays[after - 1].size};
+    rule.compiled[array.compute].sweep(made(array), step, run);
     first = after;
   }
+}
+
+// How many leaves of the norms' tree each array has.
+void count_leaves(const Step& step, Norms& norms) {
+  norms.leaves_before.resize(step.count + 1);
+  norms.leaves_before[0] = 0;
+  for (std::size_t i = 0; i < step.count; ++i) {
+    const std::int64_t leaves =
+        step.gradients[i].data == nullptr ? 0 : (step.arrays[i].size + slice_unit - 1) / slice_unit;
+    norms.leaves_before[i + 1] = norms.leaves_before[i] + static_cast<std::size_t>(leaves);
+  }
+  norms.leaf_sums.resize(norms.leaves_before.back());
+}
+
+// Whether all elements between two places are finite.
+bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begin, Place end) {
+  bool finite = true;
+  for_arrays(step, begin, end, [&](std::size_t i, std::int64_t first, std::int64_t last) {
+    if (step.gradients[i].data == nullptr) return;
+    double* const sums = norms.leaf_sums.data() + norms.leaves_before[i];
+    for (std::int64_t element = first; element < last; element += slice_unit) {
+      finite &= target.norms[step.arrays[i].compute].leaf(step, i, element, sums + element / slice_unit);
+    }
+  });
+  return finite;
+}
+
+// From the leaves' sums to norms and factors. (Not inlined: its arithmetic must stay in the mode that is set.)
+[[gnu::noinline]] void finish_norms(const Step& step, Norms& norms) {
+  using baseline::sum_of_tree;
+  std::vector<double>& sums = norms.owner_sums;
+  sums.assign(norms.owners, 0);
+  const auto sum_of_array = [&](std::size_t i) {
+    const std::size_t leaves = norms.leaves_before[i + 1] - norms.leaves_before[i];
+    return sum_of_tree(norms.leaf_sums.data() + norms.leaves_before[i], static_cast<std::int64_t>(leaves));
+  };
+  for (std::size_t begin = 0, end; begin < step.count; begin = end) {
+    const std::uint32_t owner = step.arrays[begin].owner;
+    std::vector<double> of_rows;
+    for (end = begin + 1; end < step.count && step.arrays[end].owner == owner; ++end) {
+      if (of_rows.empty()) of_rows.push_back(sum_of_array(begin));
+      of_rows.push_back(sum_of_array(end));
+    }
+    sums[owner] =
+        of_rows.empty() ? sum_of_array(begin) : sum_of_tree(of_rows.data(), static_cast<std::int64_t>(of_rows.size()));
+  }
+  const auto factor = [&](double norm) {
+    const double clip = norm <= norms.largest ? 1 : norms.largest / norm;
+    return norms.sign * (clip * norms.scale);
+  };
+  if (norms.clip == Norms::each) {
+    for (std::size_t i = 0; i < norms.owners; ++i) norms.factors[i] = factor(std::sqrt(sums[i]) * norms.scale);
+  }
+  norms.norm = std::sqrt(sum_of_tree(sums.data(), static_cast<std::int64_t>(sums.size()))) * norms.scale;
+  if (norms.clip == Norms::all) std::ranges::fill(norms.factors, factor(norms.norm));
 }
 
 }  // namespace
@@ -48,34 +142,47 @@ int threads_for(std::uint64_t cost) {
   return static_cast<int>(std::clamp<std::uint64_t>(cost / cost_per_thread, 1, thread_count()));
 }
 
-bool run(const Step& step, const Target& target, const Before& before, int threads) {
+Outcome run(const Step& step, const Target& target, const Before& before, Norms* norms, int threads) {
   const Rule& rule = target.rules[step.rule];
-  RuleInMemory made[compute_types];
-  {
-    const DefaultFloatEnvironment environment;
-    for (int compute = 0; compute < compute_types; ++compute) {
-      rule.compiled[compute].coefficients(step.hyperparameters, step.learning_rate, step.t, made[compute].bytes);
-    }
-  }
+  const MadeRules made(step, rule);
 
   // Each thread checks the arrays that begin in its share.
   const auto check_share = [&](Place begin, Place end) {
     const auto first_beginning = [](Place place) { return place.array + (place.element > 0 ? 1 : 0); };
     return before.is_good == nullptr || before.is_good(before.context, first_beginning(begin), first_beginning(end));
   };
-  const auto run_share = [&](Place begin, Place end) {
+  const auto finish_check = [&] {
+    if (norms != nullptr) count_leaves(step, *norms);
+    if (before.all_good != nullptr) before.all_good(before.context);
+  };
+  const auto sum_share = [&](Place begin, Place end) {
     const DefaultFloatEnvironment environment;
-    run_part(step, rule, made, begin, end);
+    return sum_leaves(step, target, *norms, begin, end);
+  };
+  const auto finish_sums = [&](bool finite) {
+    const DefaultFloatEnvironment environment;
+    norms->finite = finite;
+    finish_norms(step, *norms);
+    return norms->skip_not_finite && !finite ? Outcome::skipped : Outcome::done;
+  };
+  const auto update_share = [&](Place begin, Place end) {
+    const DefaultFloatEnvironment environment;
+    update_part(step, rule, made, begin, end);
   };
 
   if (threads == 1) {
     const Place begin = {0, 0}, end = {step.count, 0};
-    if (!check_share(begin, end)) return false;
-    if (before.all_good != nullptr) before.all_good(before.context);
-    run_share(begin, end);
-    return true;
+    if (!check_share(begin, end)) return Outcome::not_good;
+    finish_check();
+    if (norms != nullptr) {
+      const Outcome outcome = finish_sums(sum_share(begin, end));
+      if (outcome != Outcome::done) return outcome;
+    }
+    update_share(begin, end);
+    return Outcome::done;
   }
-  std::atomic<bool> good{true};
+  std::atomic<bool> good{true}, finite{true};
+  Outcome outcome = Outcome::done;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
   {
@@ -84,13 +191,26 @@ bool run(const Step& step, const Target& target, const Before& before, int threa
     const Place end = part_begin(step, thread + 1, omp_get_num_threads());
     if (!check_share(begin, end)) good = false;
 #pragma omp barrier
-    if (good) {
-      if (thread == 0 && before.all_good != nullptr) before.all_good(before.context);
-      run_share(begin, end);
+#pragma omp master
+    {
+      if (!good) {
+        outcome = Outcome::not_good;
+      } else {
+        finish_check();
+      }
     }
+    if (norms != nullptr) {
+#pragma omp barrier
+      if (outcome == Outcome::done && !sum_share(begin, end)) finite = false;
+#pragma omp barrier
+#pragma omp master
+      if (outcome == Outcome::done) outcome = finish_sums(finite);
+#pragma omp barrier
+    }
+    if (good && (norms == nullptr || outcome == Outcome::done)) update_share(begin, end);
   }
 #endif
-  return good;
+  return outcome;
 }
 
 int thread_count() {

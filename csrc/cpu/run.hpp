@@ -1,6 +1,8 @@
 // Runs a step on the CPU, on one thread or in one OpenMP region.
 #pragma once
 
+#include <vector>
+
 #include "core/step.hpp"
 #include "cpu/targets.hpp"
 
@@ -21,8 +23,29 @@ struct Before {
   void* context;
 };
 
-// Runs the step if all is good; else changes nothing and returns false.
-bool run(const Step& step, const Target& target, const Before& before, int threads);
+// What a step asks of all its gradients before it changes anything, and what came of it.
+struct Norms {
+  enum Clip : std::uint8_t { none, each, all };
+  Clip clip;             // nothing, each gradient's norm, or that of all together
+  double largest;        // norm
+  double scale;          // what gradients are multiplied by before they count
+  double sign;           // and after they were clipped
+  bool skip_not_finite;  // nothing is changed where an element is not finite
+  std::size_t owners;    // variables of the build
+
+  double norm;  // of all gradients together
+  bool finite;
+  std::vector<double> factors;  // for each owner
+
+  // Scratch, kept from one step to the next.
+  std::vector<std::size_t> leaves_before;  // of each array, in leaf_sums
+  std::vector<double> leaf_sums, owner_sums;
+};
+
+enum class Outcome : std::uint8_t { done, not_good, skipped };
+
+// Runs the step if all is good and nothing speaks against it; else changes nothing.
+Outcome run(const Step& step, const Target& target, const Before& before, Norms* norms, int threads);
 
 // The number of threads for large steps: the one set, else what OpenMP says (OMP_NUM_THREADS).
 int thread_count();

@@ -1,23 +1,16 @@
 // The loop: one rule over consecutive elements, and the stages around it.
 //
 // A stage is a loop of its own over a tile that stays in L1, so stages compose instead of
-// multiplying with rules: load and widen, factor, L2, decay, the rule, store. Where no stage is on only the
-// rule is left, over the whole slice: for variable and gradient of the compute type, and for both in bfloat16,
-// where a conversion costs two instructions and waiting for a tile's other streams costs more.
+// multiplying with rules: gather, accumulate, factor, clip, L2, decay, the rule, store, average. Where no stage
+// is on only the rule is left, over the whole slice: for variable and gradient of the compute type, and for both
+// in bfloat16, where a conversion costs two instructions and waiting for a tile's other streams costs more.
 #pragma once
 
 #include <utility>
 
-#include "core/step.hpp"
-#include "core/storage.hpp"
+#include "cpu/gather.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
-
-constexpr std::int64_t tile_size = 512;
-
-// The loop's iterations are independent. (`restrict` would promise more than is true: a gradient may
-// be its own variable.)
-#define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
 
 // The rule, for elements [begin, end).
 template <class Rule, class C, class Storage, int... slot>
@@ -60,23 +53,6 @@ void sweep_bfloat16(const Rule& rule, void* p, const void* g, float* const* slot
 template <class Rule>
 void sweep_bfloat16(const Rule&, void*, const void*, double* const*, std::int64_t, std::int64_t) {}  // never is
 
-template <class Storage, class C>
-void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
-  const Storage* const values = static_cast<const Storage*>(from) + begin;
-  FUSEDSTEP_INDEPENDENT
-  for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<C>(widen(values[i]));
-}
-
-template <class C>
-void load(const void* from, DType dtype, std::int64_t begin, C* to, std::int64_t size) {
-  switch (dtype) {
-    case DType::float32: return widen_all<float>(from, begin, to, size);
-    case DType::float64: return widen_all<double>(from, begin, to, size);
-    case DType::float16: return widen_all<Float16>(from, begin, to, size);
-    case DType::bfloat16: return widen_all<BFloat16>(from, begin, to, size);
-  }
-}
-
 template <class Storage>
 void narrow_all(const float* from, void* to, std::int64_t begin, std::int64_t size) {
   Storage* const values = static_cast<Storage*>(to) + begin;
@@ -91,13 +67,6 @@ inline void store(const float* from, void* to, DType dtype, std::int64_t begin, 
 
 inline void store(const double*, void*, DType, std::int64_t, std::int64_t) {}  // float64 is updated in place
 
-constexpr DType dtype_of(float) {
-  return DType::float32;
-}
-constexpr DType dtype_of(double) {
-  return DType::float64;
-}
-
 // A rule over a tile.
 template <class C>
 using SweepTile = void (*)(const void* rule, C* p, const C* g, C* const* slots, std::int64_t size);
@@ -108,62 +77,110 @@ void sweep_tile(const void* rule, C* p, const C* g, C* const* slots, std::int64_
   sweep_aligned(in_registers, p, g, slots, 0, size);
 }
 
+// The stages between the gathered gradient h and the rule.
+template <class C>
+void prepare(const Stages& stages, double factor_of_owner, C* p, C* h, std::int64_t size) {
+  if (stages.factor.on) {
+    const C factor = static_cast<C>(factor_of_owner);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
+  }
+  if (stages.clip.on) {
+    const C high = static_cast<C>(stages.clip.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = clip(h[i], -high, high);
+  }
+  if (stages.l2.on) {
+    const C l2 = static_cast<C>(stages.l2.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
+  }
+  if (stages.decay.on) {
+    const C decay = static_cast<C>(stages.decay.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
+  }
+}
+
+// The stage after the rule. Whether p has changed.
+template <class C>
+bool take_average(const Stages& stages, C* average, C* p, std::int64_t size) {
+  if (stages.average == Average::start) {
+    for (std::int64_t i = 0; i < size; ++i) average[i] = p[i];
+  } else if (stages.average == Average::move) {
+    const C a = static_cast<C>(stages.average_momentum), b = static_cast<C>(1 - stages.average_momentum);
+    for (std::int64_t i = 0; i < size; ++i) average[i] = (a * average[i]) + (b * p[i]);
+  }
+  if (!stages.average_overwrites) return false;
+  for (std::int64_t i = 0; i < size; ++i) p[i] = average[i];
+  return true;
+}
+
 // Elements [first, last) of an array, through the stages. One for all rules.
 template <class C>
-[[gnu::noinline]] void sweep_staged(SweepTile<C> sweep_tile, const void* rule, const Stages& stages, const Array& array,
-                                    const Gradient& gradient, C* const* slots, int slot_count, std::int64_t first,
-                                    std::int64_t last) {
+[[gnu::noinline]] void sweep_staged(SweepTile<C> sweep_tile, const void* rule, const Step& step, std::size_t index,
+                                    C* const* slots, int slot_count, std::int64_t first, std::int64_t last) {
   alignas(64) C p_tile[tile_size];
   alignas(64) C h[tile_size];
+  const Array& array = step.arrays[index];
+  const Stages& stages = step.settings[array.settings].stages;
   const bool in_place = array.dtype == dtype_of(C());
+  const bool has_gradient = step.gradients[index].data != nullptr;
+  const bool updates = has_gradient && stages.accumulation != Accumulation::add;
+  const double factor = step.factors != nullptr ? step.factors[array.owner] : stages.factor.coefficient;
+  C* const accumulator = reinterpret_cast<C*>(step.accumulator + array.slot_offset);
+  C* const average = reinterpret_cast<C*>(step.average + array.slot_offset);
   for (std::int64_t begin = first; begin < last; begin += tile_size) {
     const std::int64_t size = last - begin < tile_size ? last - begin : tile_size;
     C* const p = in_place ? static_cast<C*>(array.variable) + begin : p_tile;
     if (!in_place) load(array.variable, array.dtype, begin, p, size);
     // Always a copy: the gradient may be the variable's memory, which changes before the rule.
-    load(gradient.data, gradient.dtype, begin, h, size);
-    if (stages.factor.on) {
-      const C factor = static_cast<C>(stages.factor.coefficient);
-      for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
+    if (has_gradient) gather_sum(step, stages, index, begin, h, size);
+    if (stages.accumulation == Accumulation::add && has_gradient) {
+      for (std::int64_t i = 0; i < size; ++i) accumulator[begin + i] = h[i];
+    } else if (stages.accumulation == Accumulation::flush) {
+      for (std::int64_t i = 0; i < size; ++i) accumulator[begin + i] = 0;
     }
-    if (stages.l2.on) {
-      const C l2 = static_cast<C>(stages.l2.coefficient);
-      for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
+    if (updates) {
+      prepare(stages, factor, p, h, size);
+      C* s[max_slots] = {};
+      for (int k = 0; k < slot_count; ++k) s[k] = slots[k] + begin;
+      sweep_tile(rule, p, h, s, size);
+      if (!in_place) store(p, array.variable, array.dtype, begin, size);
     }
-    if (stages.decay.on) {
-      const C decay = static_cast<C>(stages.decay.coefficient);
-      for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
+    if (stages.average != Average::off) {
+      if (updates && !in_place) load(array.variable, array.dtype, begin, p, size);  // as stored
+      if (take_average(stages, average + begin, p, size) && !in_place) {
+        store(p, array.variable, array.dtype, begin, size);
+      }
     }
-    C* s[max_slots] = {};
-    for (int k = 0; k < slot_count; ++k) s[k] = slots[k] + begin;
-    sweep_tile(rule, p, h, s, size);
-    if (!in_place) store(p, array.variable, array.dtype, begin, size);
   }
 }
 
-// Consecutive arrays of one compute type: the first from element `first` on, the last up to `last`.
+inline bool any_stage(const Stages& stages) {
+  return stages.unscale.on || stages.accumulation != Accumulation::off || stages.factor.on || stages.clip.on ||
+         stages.l2.on || stages.decay.on || stages.average != Average::off;
+}
+
 template <class Rule, class C>
-void sweep_arrays(const void* rule, const Stages& stages, const Array* arrays, const Gradient* gradients,
-                  std::size_t count, std::int64_t first, std::int64_t last, std::byte* const* slots_of_all) {
+void sweep_run(const void* rule, const Step& step, const Run& run) {
   constexpr int slot_count = Rule::slots.count;
   const Rule in_registers = *static_cast<const Rule*>(rule);
-  const bool staged = stages.factor.on || stages.l2.on || stages.decay.on;
-  for (std::size_t i = 0; i < count; ++i) {
-    const Array& array = arrays[i];
-    const Gradient& gradient = gradients[i];
-    const std::int64_t begin = i == 0 ? first : 0;
-    const std::int64_t end = i + 1 == count ? last : array.size;
-    if (gradient.data == nullptr || begin >= end) continue;
+  const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
+  const bool staged = any_stage(stages) || step.replicas > 1;
+  const bool without_gradient = stages.average != Average::off || stages.accumulation == Accumulation::flush;
+  for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
+    const Array& array = step.arrays[i];
+    const Gradient& gradient = step.gradients[i];
+    const std::int64_t begin = i == run.begin ? run.first : 0;
+    const std::int64_t end = i + 1 == run.begin + run.count ? run.last : array.size;
+    if (begin >= end || (gradient.data == nullptr && !without_gradient)) continue;
     C* slots[slot_count + 1] = {};
-    for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(slots_of_all[k] + array.slot_offset);
-    const bool direct = !staged && array.dtype == gradient.dtype;
+    for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(step.slots[k] + array.slot_offset);
+    const bool direct = !staged && gradient.rows == nullptr && array.dtype == gradient.dtype;
     if (direct && array.dtype == dtype_of(C())) {
       sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots, begin,
                     end);
     } else if (direct && array.dtype == DType::bfloat16) {
       sweep_bfloat16(in_registers, array.variable, gradient.data, slots, begin, end);
     } else {
-      sweep_staged<C>(sweep_tile<Rule, C>, rule, stages, array, gradient, slots, slot_count, begin, end);
+      sweep_staged<C>(sweep_tile<Rule, C>, rule, step, i, slots, slot_count, begin, end);
     }
   }
 }

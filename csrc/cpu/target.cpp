@@ -1,5 +1,7 @@
 // One target: every rule, compiled for one instruction set. The build compiles this file once per
 // target, with its flags and its name in FUSEDSTEP_TARGET.
+#include "core/primitives.hpp"
+#include "cpu/norm.hpp"
 #include "cpu/sweep.hpp"
 #include "rules/all.hpp"
 
@@ -30,8 +32,8 @@ const fusedstep::Rule Table<R...>::rules[] = {{R<float>::name,
                                                R<float>::slots.count,
                                                R<float>::Hyperparameters::names.list,
                                                R<float>::Hyperparameters::names.count,
-                                               {{coefficients<R<float>>, sweep_arrays<R<float>, float>},
-                                                {coefficients<R<double>>, sweep_arrays<R<double>, double>}}}...};
+                                               {{coefficients<R<float>>, sweep_run<R<float>, float>},
+                                                {coefficients<R<double>>, sweep_run<R<double>, double>}}}...};
 
 template <template <class> class... R>
 constexpr Table<R...> table_of(List<R...>) {
@@ -44,5 +46,6 @@ using All = decltype(table_of(AllRules()));
 
 extern const fusedstep::Rule* const rules = All::rules;
 extern const int rule_count = All::count;
+extern const CompiledNorm norms[] = {{norm_leaf<float>}, {norm_leaf<double>}};
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -10,6 +10,7 @@
   namespace fusedstep::target {              \
   extern const fusedstep::Rule* const rules; \
   extern const int rule_count;               \
+  extern const CompiledNorm norms[];         \
   }
 FUSEDSTEP_TARGETS(FUSEDSTEP_DECLARE)
 
@@ -29,7 +30,7 @@ bool cpu_runs(std::string_view target) {
   return target == "baseline";
 }
 
-#define FUSEDSTEP_ENTRY(target) {#target, target::rules, target::rule_count, cpu_runs(#target)},
+#define FUSEDSTEP_ENTRY(target) {#target, target::rules, target::rule_count, target::norms, cpu_runs(#target)},
 
 const Target* current = nullptr;
 

@@ -11,7 +11,8 @@ struct Target {
   const char* name;
   const Rule* rules;
   int rule_count;
-  bool supported;  // by this CPU
+  const CompiledNorm* norms;  // for each compute type
+  bool supported;             // by this CPU
 };
 
 // Best first; the last one runs everywhere.

@@ -20,6 +20,23 @@ def round_to_float32(x: float) -> float: ...
 def items_of(iterable: object, what: str) -> list[Any] | tuple[Any, ...]: ...
 def unzip(pairs: Iterable[Any], who: str) -> tuple[list[Any], list[Any]]: ...
 
+class Options:
+    l2: float
+    maximize: bool
+    clipnorm: float | None
+    global_clipnorm: float | None
+    clipvalue: float | None
+    gradient_accumulation_steps: int
+    loss_scale_factor: float | None
+    skip_nonfinite: bool
+    ema_momentum: float | None
+    ema_overwrite_frequency: int
+    lazy: bool
+    def __init__(self) -> None: ...
+
+class VariableSettings:
+    def __init__(self, multiplier: float, weight_decay: float, frozen: bool) -> None: ...
+
 class Pace:
     def __init__(self) -> None: ...
     def is_long(self, cost: int) -> bool: ...
@@ -29,19 +46,38 @@ class Pace:
 class Plan:
     calls: int
     updates: int
+    skips: int
+    @property
+    def skipped(self) -> bool: ...
+    @property
+    def norm(self) -> float | None: ...
     def __init__(
         self,
         optimizer: str,
         rule: str,
+        accumulates: bool,
+        averages: bool,
         variables: list[Any],
         names: list[str],
         initial: dict[str, float],
         others: list[Plan],
     ) -> None: ...
     def configure(
-        self, rule: str, hyperparameters: dict[str, float], weight_decay: float, l2: float, maximize: bool
+        self,
+        rule: str,
+        hyperparameters: dict[str, float],
+        options: Options,
+        settings: list[VariableSettings],
     ) -> None: ...
-    def step(self, grads: object, variables: object, learning_rate: float) -> int: ...
+    def step(
+        self,
+        grads: object,
+        variables: object,
+        learning_rate: float,
+        replicas: object = None,
+        mean: bool = False,
+    ) -> int: ...
+    def finish_averages(self) -> None: ...
     def owns(self, variable: object) -> bool: ...
     def index_of(self, variable: object) -> int: ...
     def __len__(self) -> int: ...

@@ -52,8 +52,14 @@ int main(int argc, char** argv) {
   std::vector<double> hyperparameters(max_hyperparameters);
   for (int k = 0; k < rule.hyperparameter_count; ++k) hyperparameters[static_cast<std::size_t>(k)] = read<double>(in);
   step.hyperparameters = hyperparameters.data();
-  step.learning_rate = read<double>(in);
-  step.stages = {read_stage(in), read_stage(in), read_stage(in)};
+  Settings settings = {};
+  settings.learning_rate = read<double>(in);
+  settings.stages.factor = read_stage(in);
+  settings.stages.l2 = read_stage(in);
+  settings.stages.decay = read_stage(in);
+  step.settings = &settings;
+  step.settings_count = 1;
+  step.replicas = 1;
   const auto updates = read<std::int32_t>(in);
   const auto count = read<std::int32_t>(in);
 
@@ -67,8 +73,8 @@ int main(int argc, char** argv) {
     const auto size = read<std::int64_t>(in);
     tensor.variable = read_bytes(in, size * bytes_of(dtype));
     tensor.gradient = read_bytes(in, size * bytes_of(gradient_dtype));
-    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype)});
-    gradients.push_back({tensor.gradient.data(), gradient_dtype});
+    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype), 0, 0});
+    gradients.push_back({tensor.gradient.data(), nullptr, gradient_dtype});
     cost_before.push_back(cost_before.back() + cost_of(arrays.back()));
   }
   // One piece of memory for all slots, every kind with the same layout.
@@ -85,7 +91,7 @@ int main(int argc, char** argv) {
   step.gradients = gradients.data();
   step.cost_before = cost_before.data();
   step.count = arrays.size();
-  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) run(step, target, {}, 1);
+  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) run(step, target, {}, nullptr, 1);
 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     out.write(tensors[i].variable.data(), static_cast<std::streamsize>(tensors[i].variable.size()));

@@ -59,6 +59,7 @@ class Adagrad(Optimizer):
         return {"accumulator": self.initial_accumulator_value}
 
     def _check_together(self) -> None:
+        super()._check_together()
         if self.learning_rate_decay != 0 and self.form != "torch":
             raise ValueError(
                 "Adagrad: learning_rate_decay is for form='torch',"

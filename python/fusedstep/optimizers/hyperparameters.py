@@ -60,12 +60,14 @@ class Hyperparameter(Generic[T]):
         interval: str = "(-inf, inf)",
         choices: tuple[T, ...] = (),
         optional: bool = False,
+        integer: bool = False,
     ) -> None:
         self.default = default
         self.meaning = meaning
         self.interval = Interval(interval)
         self.choices = choices
         self.optional = optional
+        self.integer = integer
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -101,6 +103,12 @@ class Hyperparameter(Generic[T]):
             if not isinstance(value, str):
                 raise TypeError(f"{what} must be a string, got {value!r}")
             return value
+        if self.integer:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{what} must be an integer, got {value!r} of type {type(value).__name__}")
+            if int(value) not in self.interval:
+                raise ValueError(f"{what} must lie in {self.interval.text}, got {value!r}")
+            return int(value)
         number = real(value, what)
         if number not in self.interval:
             raise ValueError(f"{what} must lie in {self.interval.text}, got {number!r}")
@@ -128,6 +136,7 @@ def hyperparameter(
     interval: str = "(-inf, inf)",
     choices: tuple[T, ...] = (),
     optional: bool = False,
+    integer: bool = False,
 ) -> Any:
     """Declare a hyperparameter, an argument that must be named.
 
@@ -137,9 +146,15 @@ def hyperparameter(
         interval: where a number must lie, "[0, 1)", also after rounding to the compute type.
         choices: the values it may have, where they are few.
         optional: whether it may be None, which switches it off.
+        integer: whether it is an integer.
     """
     return Hyperparameter(
-        default=default, meaning=meaning, interval=interval, choices=choices, optional=optional
+        default=default,
+        meaning=meaning,
+        interval=interval,
+        choices=choices,
+        optional=optional,
+        integer=integer,
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
 from fusedstep.optimizers.state import PlanState
@@ -40,6 +42,22 @@ class Optimizer(Declared):
         l2: the weight of an L2 penalty, ``g = g + l2 * p`` before the rule and the decay; None or 0 for
             none. PyTorch calls it weight_decay.
         maximize: ascend: ``g = -g`` before the penalty.
+        clipnorm: each gradient is scaled down to this Euclidean norm where it is larger, in (0, inf).
+        global_clipnorm: all gradients together are, by one factor. :attr:`gradient_norm` tells the norm.
+        clipvalue: every element of the gradients is clipped to [-clipvalue, clipvalue]. One of the three
+            clip options at most. Norms are sums in float64 of a fixed order, and do not overflow.
+        use_ema: keep an average of every variable, ``average = m*average + (1 - m)*p`` at every call with
+            m = ``ema_momentum``, from the first step's result on; :meth:`finalize_variable_values` puts
+            it into the variables.
+        ema_momentum: m, in [0, 1].
+        ema_overwrite_frequency: put the averages into the variables at every so-many-th update; None for
+            never.
+        loss_scale_factor: what the loss was multiplied by before the gradients were computed; they are
+            divided by it, before they are clipped. None for nothing.
+        gradient_accumulation_steps: K calls make one update with the mean of their gradients; None for 1.
+        skip_nonfinite: a call with a gradient that is not finite somewhere changes nothing and counts as
+            no call; :attr:`skipped` and :attr:`skipped_calls` tell.
+        lazy: update only the rows that sparse gradients have (see :meth:`apply`).
         name: the optimizer's name, the class's in lower case if empty.
     """
 
@@ -54,11 +72,61 @@ class Optimizer(Declared):
         default=None, interval="[0, inf)", optional=True, meaning="weight of an L2 penalty"
     )
     maximize: bool = hyperparameter(default=False, meaning="ascend instead of descend")
+    clipnorm: float | None = hyperparameter(
+        default=None, interval="(0, inf)", optional=True, meaning="largest norm of a gradient"
+    )
+    global_clipnorm: float | None = hyperparameter(
+        default=None, interval="(0, inf)", optional=True, meaning="largest norm of all gradients together"
+    )
+    clipvalue: float | None = hyperparameter(
+        default=None, interval="(0, inf)", optional=True, meaning="largest magnitude of an element"
+    )
+    use_ema: bool = hyperparameter(default=False, meaning="keep an average of every variable")
+    ema_momentum: float = hyperparameter(
+        default=0.99, interval="[0, 1]", meaning="weight of the former average"
+    )
+    ema_overwrite_frequency: int | None = hyperparameter(
+        default=None,
+        interval="[1, inf)",
+        optional=True,
+        integer=True,
+        meaning="updates until the averages go into the variables",
+    )
+    loss_scale_factor: float | None = hyperparameter(
+        default=None, interval="(0, inf)", optional=True, meaning="what the loss was multiplied by"
+    )
+    gradient_accumulation_steps: int | None = hyperparameter(
+        default=None, interval="[1, inf)", optional=True, integer=True, meaning="calls that make one update"
+    )
+    skip_nonfinite: bool = hyperparameter(
+        default=False, meaning="leave out calls with gradients that are not finite"
+    )
+    lazy: bool = hyperparameter(default=False, meaning="update only the rows of sparse gradients")
 
     def _begin(self) -> None:
         self._plans: list[_native.Plan] = []
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
+        self._adjustments = Adjustments()
+
+    def _check_together(self) -> None:
+        who, ways = type(self).__name__, ("clipnorm", "global_clipnorm", "clipvalue")
+        clips = [f"{name}={self._values[name]}" for name in ways if self._values[name] is not None]
+        if len(clips) > 1:
+            raise ValueError(f"{who}: {' and '.join(clips)} are given; choose one way to clip")
+        if self._values["ema_overwrite_frequency"] is not None and not self._values["use_ema"]:
+            raise ValueError(
+                f"{who}: ema_overwrite_frequency is {self.ema_overwrite_frequency}, but there is no average;"
+                " pass use_ema=True"
+            )
+        if self._values["lazy"] and self._accumulates():
+            raise ValueError(
+                f"{who}: lazy and gradient_accumulation_steps={self.gradient_accumulation_steps} cannot both"
+                " be; the sums over calls have other rows than a call"
+            )
+
+    def _accumulates(self) -> bool:
+        return (self._values["gradient_accumulation_steps"] or 1) > 1
 
     # What a class declares, besides its hyperparameters.
 
@@ -72,7 +140,7 @@ class Optimizer(Declared):
         """Return what the slots start with, where it is not zero."""
         return {}
 
-    # Steps.
+    # Builds.
 
     def build(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
         """Make the slots for a set of variables, with counts of its own.
@@ -104,7 +172,16 @@ class Optimizer(Declared):
         if not arrays:
             return
         self._check_rounded(arrays)
-        plan = _native.Plan(type(self).__name__, self._rule(), arrays, names, self._initial(), self._plans)
+        plan = _native.Plan(
+            type(self).__name__,
+            self._rule(),
+            self._accumulates(),
+            self.use_ema,
+            arrays,
+            names,
+            self._initial(),
+            self._plans,
+        )
         self._configure(plan)
         if self._carried:
             self._carried[0].restore(plan, type(self).__name__)
@@ -127,13 +204,101 @@ class Optimizer(Declared):
                 return
         raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
 
-    def apply(self, grads: Any, variables: Any = None) -> int:
+    # Settings of single variables.
+
+    def adjust(
+        self,
+        variables: Any,
+        *,
+        learning_rate_multiplier: float | None = None,
+        weight_decay: float | None = None,
+        frozen: bool | None = None,
+    ) -> None:
+        """Change the settings of some variables, from the next step on. Steps remain one native call.
+
+        Args:
+            variables: an array, a name, or a list of them; built already or not. A name is that of a
+                variable, or of all below it: "dense" means "dense/kernel" and "dense/bias".
+            learning_rate_multiplier: what their learning rate is multiplied by, in (-inf, inf).
+            weight_decay: in the place of the optimizer's, in [0, inf).
+            frozen: whether steps leave them alone, whatever their gradients.
+
+        What is None stays as it was.
+
+        Raises:
+            ValueError, TypeError: a setting is out of its interval or of another kind.
+
+        >>> from fusedstep import SGD
+        >>> w, b = np.ones(2), np.ones(2)
+        >>> opt = SGD(learning_rate=0.5)
+        >>> opt.build({"dense": {"kernel": w, "bias": b}})
+        >>> opt.adjust("dense/bias", learning_rate_multiplier=0.5)
+        >>> opt.apply([np.ones(2), np.ones(2)])
+        1
+        >>> w, b
+        (array([0.5, 0.5]), array([0.75, 0.75]))
+        """
+        change = Change.checked(
+            learning_rate_multiplier, weight_decay, frozen, f"{type(self).__name__}.adjust"
+        )
+        before = self._adjustments
+        self._adjustments = before.and_also(variables, change, f"{type(self).__name__}.adjust")
+        try:
+            self._changed()
+        except BaseException:
+            self._adjustments = before
+            raise
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        """Leave variables out of the weight decay.
+
+        Args:
+            var_list: arrays.
+            var_names: regular expressions, to be found somewhere in the variables' names.
+        """
+        who = f"{type(self).__name__}.exclude_from_weight_decay"
+        chosen = list(var_list or []) + [re.compile(pattern) for pattern in var_names or []]
+        no_decay = Change(weight_decay=0.0)
+        self._adjustments = self._adjustments.and_also(chosen, no_decay, who)
+        self._changed()
+
+    def finalize_variable_values(self, variables: Iterable[Any] | None = None) -> None:
+        """Put the averages into the variables, where ``use_ema`` keeps some.
+
+        Args:
+            variables: those of one build; all that were built if left out.
+        """
+        arrays = None if variables is None else list(variables)
+        for plan in self._plans:
+            if arrays is None or any(plan.owns(array) for array in arrays):
+                plan.finish_averages()
+
+    # Steps.
+
+    def apply(
+        self,
+        grads: Any = None,
+        variables: Any = None,
+        *,
+        replicas: Iterable[Any] | None = None,
+        mean: bool = False,
+    ) -> int:
         """Take one step: update every variable that has a gradient, in place.
 
         Args:
             grads: a list of gradients, None for a variable that has none (it is left alone: no update,
                 no decay, no change of its slots); or a (nested) dict of them. Never written to.
+                A gradient may be sparse, a tuple (indices, values): some rows of the variable, along its
+                first axis, integer indices in any order and as many rows of values; duplicates are
+                summed in the order given. Without ``lazy`` the step is that with zeros in all other
+                rows, to the same bits. With it other rows, their slots and averages are left alone,
+                decay is for the touched rows, norms are of them, and the time is in proportion to them.
             variables: as many arrays, or a dict with the same keys; all that were built if left out.
+            replicas: several lists (or dicts) of gradients in the place of ``grads``: they are summed
+                in their order before anything else happens.
+            mean: whether replicas are averaged instead.
 
         Returns:
             The number of calls so far, for these variables.
@@ -152,6 +317,8 @@ class Optimizer(Declared):
         >>> w
         array([1. , 0.5, 0. ], dtype=float32)
         """
+        if replicas is not None:
+            return self._apply_replicas(grads, variables, replicas, mean)
         if isinstance(grads, Mapping) or isinstance(variables, Mapping):
             return self._apply_named(grads, variables)
         plan = self._plan
@@ -160,6 +327,32 @@ class Optimizer(Declared):
         if len(self._plans) > 1 and variables is not None:
             return self._apply_to_one_of_many(grads, variables)
         return plan.step(grads, variables, self._learning_rate_at(plan.calls))
+
+    def _apply_replicas(self, grads: Any, variables: Any, replicas: Iterable[Any], mean: bool) -> int:
+        who = f"{type(self).__name__}.apply"
+        lists = list(replicas)
+        if grads is not None or not lists:
+            raise ValueError(
+                f"{who}: replicas has {len(lists)} lists of gradients"
+                + (" and grads is given, too; put all into replicas" if lists else "; pass one at least")
+            )
+        if isinstance(variables, Mapping):
+            arrays = flatten(variables, who)
+            lists = [in_order_of(list(arrays), flatten(one, who), who) for one in lists]
+            variables = list(arrays.values())
+        elif self._plan is not None and isinstance(lists[0], Mapping):
+            lists = [in_order_of(self._plan.names, flatten(one, who), who) for one in lists]
+        if self._plan is None:
+            if variables is None:
+                raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
+            self.build(variables)
+        plan = self._plan
+        if variables is not None:
+            variables = _native.items_of(variables, f"{who}: variables")
+            plan = next((p for p in self._plans if variables and p.owns(variables[0])), plan)
+        if plan is None:
+            return 0
+        return plan.step(lists[0], variables, self._learning_rate_at(plan.calls), lists[1:], mean)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.
@@ -198,7 +391,10 @@ class Optimizer(Declared):
             grads = _native.items_of(grads, f"{who}: grads")
             variables = _native.items_of(variables, f"{who}: variables")
             if not variables and grads:
-                raise ValueError(f"{who}: grads has {len(grads)} items, variables 0")
+                raise ValueError(
+                    f"{who}: grads has {len(grads)} items, variables 0;"
+                    " pass one gradient for each variable, None where there is none"
+                )
         if not variables and not grads:
             return 0
         carried = list(self._carried)
@@ -234,6 +430,24 @@ class Optimizer(Declared):
         if self._plan is None:
             return self._carried[-1].updates if self._carried else 0
         return self._plan.updates
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The Euclidean norm of all gradients of the last step together, before they were clipped.
+
+        None where it was not needed: without ``clipnorm``, ``global_clipnorm`` and ``skip_nonfinite``.
+        """
+        return self._plan.norm if self._plan is not None else None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last call changed nothing, for a gradient that was not finite."""
+        return self._plan is not None and self._plan.skipped
+
+    @property
+    def skipped_calls(self) -> int:
+        """How many calls changed nothing, for gradients that were not finite."""
+        return self._plan.skips if self._plan is not None else 0
 
     @property
     def variables(self) -> list[Array]:
@@ -304,8 +518,24 @@ class Optimizer(Declared):
             parameter = self._hyperparameters[name]
             assert isinstance(parameter, Hyperparameter)
             numbers[name] = parameter.number(self._values[name])
-        values = self._values
-        plan.configure(rule, numbers, values["weight_decay"] or 0.0, values["l2"] or 0.0, values["maximize"])
+        plan.configure(
+            rule, numbers, self._options(), self._adjustments.resolve(plan, self.weight_decay or 0.0)
+        )
+
+    def _options(self) -> _native.Options:
+        values, options = self._values, _native.Options()
+        options.l2 = values["l2"] or 0.0
+        options.maximize = values["maximize"]
+        options.clipnorm = values["clipnorm"]
+        options.global_clipnorm = values["global_clipnorm"]
+        options.clipvalue = values["clipvalue"]
+        options.gradient_accumulation_steps = values["gradient_accumulation_steps"] or 1
+        options.loss_scale_factor = values["loss_scale_factor"]
+        options.skip_nonfinite = values["skip_nonfinite"]
+        options.ema_momentum = values["ema_momentum"] if values["use_ema"] else None
+        options.ema_overwrite_frequency = values["ema_overwrite_frequency"] or 0
+        options.lazy = values["lazy"]
+        return options
 
     def _check_rounded(self, arrays: Iterable[Any]) -> None:
         """Raise where a hyperparameter does not survive rounding to the compute type."""

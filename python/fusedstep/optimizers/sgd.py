@@ -61,6 +61,7 @@ class SGD(Optimizer):
         return "sgd_nesterov" if self.nesterov else "sgd_momentum"
 
     def _check_together(self) -> None:
+        super()._check_together()
         if self.dampening != 0 and self.form != "torch":
             raise ValueError(
                 f"SGD: dampening is for form='torch', got {self.dampening!r} with form={self.form!r}"

@@ -1,0 +1,49 @@
+// What lives as long as one call of a plan's step.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include "bind/items.hpp"
+#include "bind/plan.hpp"
+
+namespace fusedstep {
+
+// A sparse gradient: rows in order, without duplicates.
+struct GivenRows {
+  Rows rows;
+  std::vector<std::int64_t> indices;
+  std::vector<std::byte> values;
+};
+
+struct Plan::Call {
+  // No variables are named where those that were built are meant.
+  Call(const py::object& grads, const py::object& variables, std::size_t replicas)
+      : grads(grads),
+        variables(variables.is_none() ? py::tuple() : variables),
+        all_built(variables.is_none()),
+        replicas(replicas) {}
+
+  Items grads;
+  Items variables;
+  bool all_built;
+  std::size_t replicas;  // lists of gradients
+
+  std::vector<py::object> copies;              // of gradients that cannot be read as they are
+  std::vector<bool> seen;                      // which variables came; filled where the order is not that of build
+  std::vector<std::size_t> index_of_position;  // of the variables that came
+  std::size_t given = 0;                       // gradients that are not None
+  std::vector<Gradient> gradients;             // of all replicas, where there are more than one
+  std::deque<GivenRows> rows;
+
+  // Where only the rows that are touched are updated: those, and the other arrays.
+  std::vector<Array> arrays;
+  std::vector<Gradient> gradients_of_rows;
+  std::vector<std::uint64_t> cost_before;
+
+  // Keeps the gradients alive, whatever happens to their list. False, with a Python error set, where there is no
+  // memory for it.
+  bool hold() { return grads.hold() && variables.hold(); }
+};
+
+}  // namespace fusedstep

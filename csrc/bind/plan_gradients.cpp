@@ -1,0 +1,210 @@
+// Gradients that are more than one array: of replicas, and of some rows.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "bind/call.hpp"
+#include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+#include "core/slices.hpp"
+#include "cpu/float_environment.hpp"
+#include "cpu/gather.hpp"
+
+namespace fusedstep {
+namespace {
+
+// The rows of equal indices are summed in the order in which they were given, in the compute type.
+template <class C>
+void sum_rows(const char* values, DType dtype, std::int64_t size, const std::vector<std::int64_t>& indices,
+              const std::vector<std::size_t>& order, GivenRows& given) {
+  const auto row = static_cast<std::size_t>(size);
+  std::vector<C> added(row);
+  given.values.resize(order.size() * row * sizeof(C));
+  C* const sums = reinterpret_cast<C*>(given.values.data());
+  for (const std::size_t from : order) {
+    baseline::load(values, dtype, static_cast<std::int64_t>(from) * size, added.data(), size);
+    if (given.indices.empty() || given.indices.back() != indices[from]) {
+      std::ranges::copy(added, sums + given.indices.size() * row);
+      given.indices.push_back(indices[from]);
+    } else {
+      C* const sum = sums + (given.indices.size() - 1) * row;
+      for (std::size_t i = 0; i < row; ++i) sum[i] = sum[i] + added[i];
+    }
+  }
+}
+
+}  // namespace
+
+// A gradient given as (indices, values).
+Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call) {
+  const std::string what = who_ + label(list, position, index);
+  const Built& built = built_[index];
+  const std::size_t items = static_cast<std::size_t>(PyTuple_GET_SIZE(gradient));
+  if (items != 2) {
+    refuse_type(what + " is a tuple of " + std::to_string(items) +
+                ", but must be an array, or (indices, values) for some rows");
+  }
+  if (built.ndim == 0) refuse_value(what + " has rows, but its variable has shape (); pass an array");
+  const py::module_ numpy = py::module_::import("numpy");
+  py::object values = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(gradient, 1));
+  py::object given_indices = numpy.attr("asarray")(py::handle(PyTuple_GET_ITEM(gradient, 0)));
+  const auto kind = given_indices.attr("dtype").attr("kind").cast<std::string>();
+  if (given_indices.attr("ndim").cast<int>() != 1 ||
+      (kind != "i" && kind != "u" && given_indices.attr("size").cast<std::int64_t>() > 0)) {
+    refuse_type(what + " has indices of dtype " + std::string(py::str(given_indices.attr("dtype"))) + " and shape " +
+                std::string(py::str(given_indices.attr("shape"))) + ", but they must be integers in one dimension");
+  }
+  ArrayView view;
+  if (!read_array(values.ptr(), view)) refuse_gradient(values, index, what + " values");
+  if (!view.contiguous() || !view.aligned()) values = contiguous_copy(values.ptr(), view);
+  const auto count = given_indices.attr("size").cast<std::int64_t>();
+  std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
+  const py::ssize_t rows_of_variable = shape[0];
+  shape[0] = count;
+  if (!view.has_shape(built.ndim, shape.data())) {
+    refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
+                 std::to_string(count) + " rows of its variable they must have " + text_of(built.ndim, shape.data()));
+  }
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(count));
+  const py::object in_int64 = numpy.attr("ascontiguousarray")(given_indices, "int64");
+  std::memcpy(indices.data(), in_int64.cast<py::array>().data(), indices.size() * sizeof(std::int64_t));
+  const auto bad = std::ranges::find_if(indices, [&](std::int64_t i) { return i < 0 || i >= rows_of_variable; });
+  if (bad != indices.end()) {
+    refuse_value(what + " has the index " + std::to_string(*bad) + ", its variable has " +
+                 std::to_string(rows_of_variable) + " rows: indices must lie in [0, " +
+                 std::to_string(rows_of_variable) + ")");
+  }
+  check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what);
+
+  GivenRows& given = call.rows.emplace_back();
+  const std::int64_t size = std::accumulate(shape.begin() + 1, shape.end(), std::int64_t{1}, std::multiplies<>());
+  const ComputeType compute = arrays_[index].compute;
+  Gradient taken = {view.data, &given.rows, view.dtype};
+  if (std::ranges::adjacent_find(indices, std::greater_equal<>()) == indices.end()) {
+    given.indices = std::move(indices);
+    call.copies.push_back(std::move(values));
+  } else {
+    const DefaultFloatEnvironment environment;
+    std::vector<std::size_t> order(indices.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::ranges::stable_sort(order, {}, [&](std::size_t i) { return indices[i]; });
+    if (compute == compute_float64) {
+      sum_rows<double>(view.data, view.dtype, size, indices, order, given);
+    } else {
+      sum_rows<float>(view.data, view.dtype, size, indices, order, given);
+    }
+    taken.data = given.values.data();
+    taken.dtype = compute == compute_float64 ? DType::float64 : DType::float32;
+  }
+  given.rows = {given.indices.data(), static_cast<std::int64_t>(given.indices.size()), size};
+  static const std::byte nothing{};
+  if (taken.data == nullptr) taken.data = &nothing;  // no rows are not no gradient
+  return taken;
+}
+
+void Plan::take_replicas(Call& call, std::vector<Items>& others) {
+  call.gradients = gradients_;
+  call.gradients.resize(call.replicas * count(), {nullptr, nullptr, DType::float32});
+  for (std::size_t replica = 1; replica < call.replicas; ++replica) {
+    Items& items = others[replica - 1];
+    const std::string list = "replicas[" + std::to_string(replica) + "]";
+    if (!items.hold()) throw py::error_already_set();
+    if (items.size() != call.grads.size()) {
+      refuse_value(who_ + list + " has " + std::to_string(items.size()) + " items, replicas[0] " +
+                   std::to_string(call.grads.size()) + "; pass one gradient for each variable in every replica");
+    }
+    for (std::size_t position = 0; position < items.size(); ++position) {
+      const std::size_t index = call.index_of_position[position];
+      if (items[position] == Py_None) continue;
+      ++call.given;
+      const Gradient gradient = take_gradient(items[position], index, position, list.c_str(), call);
+      if (frozen_[index]) continue;
+      // The first list has a gradient wherever any of them has one.
+      const bool is_first = call.gradients[index].data == nullptr;
+      call.gradients[(is_first ? 0 : replica) * count() + index] = gradient;
+      if (is_first) set_gradient(index, gradient);
+    }
+  }
+}
+
+// From a step over the variables to one over the rows that are touched, and the variables with other gradients.
+void Plan::split_rows(Step& step, Call& call) {
+  const std::size_t lists = step.replicas;
+  std::vector<std::vector<Gradient>> gradients(lists);
+  call.cost_before = {0};
+  for (std::size_t i = 0; i < count(); ++i) {
+    const Array& array = arrays_[i];
+    const auto add = [&](const Array& part, auto gradient_of, bool visited) {
+      call.arrays.push_back(part);
+      for (std::size_t k = 0; k < lists; ++k) gradients[k].push_back(gradient_of(step.gradients[k * count() + i]));
+      call.cost_before.push_back(call.cost_before.back() + (visited ? cost_of(part) : 0));
+    };
+    std::vector<std::int64_t> touched;
+    bool has_rows = false, has_all = false;
+    for (std::size_t k = 0; k < lists; ++k) {
+      const Gradient& gradient = step.gradients[k * count() + i];
+      if (gradient.data == nullptr) continue;
+      (gradient.rows != nullptr ? has_rows : has_all) = true;
+      if (gradient.rows == nullptr) continue;
+      touched.insert(touched.end(), gradient.rows->indices, gradient.rows->indices + gradient.rows->count);
+    }
+    if (!has_rows || has_all) {
+      add(array, std::identity(), step.gradients[i].data != nullptr || visits_all());
+      continue;
+    }
+    std::ranges::sort(touched);
+    touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
+    const std::int64_t elements = touched.empty() ? 0 : array.size / shape_of(built_[i])[0];
+    for (const std::int64_t row : touched) {
+      Array part = array;
+      part.variable = static_cast<char*>(array.variable) + row * elements * bytes_of(array.dtype);
+      part.size = elements;
+      part.slot_offset += static_cast<std::uint64_t>(row * elements * bytes_of(array.compute));
+      add(
+          part,
+          [&](const Gradient& gradient) -> Gradient {
+            if (gradient.data == nullptr) return gradient;
+            const std::int64_t* const end = gradient.rows->indices + gradient.rows->count;
+            const std::int64_t* const found = std::lower_bound(gradient.rows->indices, end, row);
+            if (found == end || *found != row) return {nullptr, nullptr, gradient.dtype};
+            const std::int64_t before = (found - gradient.rows->indices) * elements;
+            return {static_cast<const char*>(gradient.data) + before * bytes_of(gradient.dtype), nullptr,
+                    gradient.dtype};
+          },
+          true);
+    }
+  }
+  // Again: the first list has a gradient wherever any of them has one.
+  for (std::size_t j = 0; j < call.arrays.size(); ++j) {
+    for (std::size_t k = 1; k < lists && gradients[0][j].data == nullptr; ++k)
+      std::swap(gradients[0][j], gradients[k][j]);
+  }
+  call.gradients_of_rows.clear();
+  for (const auto& list : gradients) {
+    call.gradients_of_rows.insert(call.gradients_of_rows.end(), list.begin(), list.end());
+  }
+  step.arrays = call.arrays.data();
+  step.gradients = call.gradients_of_rows.data();
+  step.cost_before = call.cost_before.data();
+  step.count = call.arrays.size();
+}
+
+void Plan::finish_averages() {
+  const Exclusive exclusive(*this);
+  if (!averages_) return;
+  // A pass without gradients, in which averages do not move.
+  std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
+  std::vector<std::uint64_t> costs(count() + 1, 0);
+  for (std::size_t i = 0; i < count(); ++i) costs[i + 1] = costs[i] + cost_of(arrays_[i]);
+  Step step = describe_step(0, 1, false);
+  for (Settings& settings : settings_) {
+    settings.stages = {};
+    settings.stages.average = Average::keep;
+    settings.stages.average_overwrites = true;
+  }
+  step.gradients = none.data();
+  step.cost_before = costs.data();
+  run(step, current_target(), {}, nullptr, threads_for(costs.back()));
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,97 @@
+// A tile of an array's gradient in the compute type: widened, from rows or all elements, summed over replicas.
+#pragma once
+
+#include "core/step.hpp"
+#include "core/storage.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+constexpr std::int64_t tile_size = 512;
+
+// The loop's iterations are independent. (`restrict` would promise more than is true: a gradient may
+// be its own variable.)
+#define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
+
+constexpr DType dtype_of(float) {
+  return DType::float32;
+}
+constexpr DType dtype_of(double) {
+  return DType::float64;
+}
+
+template <class Storage, class C>
+void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
+  const Storage* const values = static_cast<const Storage*>(from) + begin;
+  FUSEDSTEP_INDEPENDENT
+  for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<C>(widen(values[i]));
+}
+
+// Elements [begin, begin + size) of memory.
+template <class C>
+void load(const void* from, DType dtype, std::int64_t begin, C* to, std::int64_t size) {
+  switch (dtype) {
+    case DType::float32: return widen_all<float>(from, begin, to, size);
+    case DType::float64: return widen_all<double>(from, begin, to, size);
+    case DType::float16: return widen_all<Float16>(from, begin, to, size);
+    case DType::bfloat16: return widen_all<BFloat16>(from, begin, to, size);
+  }
+}
+
+// The same of an array that has only some of its rows: zeros elsewhere.
+template <class C>
+[[gnu::noinline]] void load_rows(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
+  const Rows& rows = *gradient.rows;
+  for (std::int64_t i = 0; i < size; ++i) to[i] = 0;
+  std::int64_t low = 0, high = rows.count;  // the first row that does not end before `begin`
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if ((rows.indices[middle] + 1) * rows.size <= begin) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  const std::int64_t end = begin + size;
+  for (std::int64_t k = low; k < rows.count && rows.indices[k] * rows.size < end; ++k) {
+    const std::int64_t row_begin = rows.indices[k] * rows.size, row_end = row_begin + rows.size;
+    const std::int64_t from = row_begin < begin ? begin : row_begin, until = row_end < end ? row_end : end;
+    load(gradient.data, gradient.dtype, k * rows.size + (from - row_begin), to + (from - begin), until - from);
+  }
+}
+
+template <class C>
+void load(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
+  if (gradient.rows == nullptr) return load(gradient.data, gradient.dtype, begin, to, size);
+  load_rows(gradient, begin, to, size);
+}
+
+// Elements [begin, begin + size) of the gradient of an array of the step, a tile at most: what its replicas have,
+// summed in their order.
+template <class C>
+void gather(const Step& step, std::size_t array, std::int64_t begin, C* h, std::int64_t size) {
+  load(step.gradients[array], begin, h, size);
+  for (std::size_t replica = 1; replica < step.replicas; ++replica) {
+    const Gradient& gradient = step.gradients[replica * step.count + array];
+    if (gradient.data == nullptr) continue;
+    alignas(64) C more[tile_size];
+    load(gradient, begin, more, size);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + more[i];
+  }
+}
+
+// The stages up to the sum over calls. The accumulator is read, not changed.
+template <class C>
+void gather_sum(const Step& step, const Stages& stages, std::size_t array, std::int64_t begin, C* h,
+                std::int64_t size) {
+  gather(step, array, begin, h, size);
+  if (stages.unscale.on) {
+    const C unscale = static_cast<C>(stages.unscale.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * unscale;
+  }
+  if (stages.accumulation != Accumulation::off) {
+    const C* const sum = reinterpret_cast<const C*>(step.accumulator + step.arrays[array].slot_offset) + begin;
+    for (std::int64_t i = 0; i < size; ++i) h[i] = sum[i] + h[i];
+  }
+}
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

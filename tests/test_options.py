@@ -1,0 +1,326 @@
+"""What is folded into the pass, to the bits of the reference: clipping, averages, accumulation, scales."""
+
+import itertools
+import math
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fusedstep
+from conftest import DTYPES, OPTIONS, VARIANTS, random_array, with_arguments
+from fusedstep import SGD, Adam, AdamW, Optimizer
+from reference import Reference, assert_same, sum_of_squares
+
+Array = npt.NDArray[Any]
+
+SIZES = [0, 1, 17, 513, 4095, 4096, 4097, 9000]
+STEPS = 7  # more than any period above, twice
+
+
+def id_of(options: dict[str, Any]) -> str:
+    return "+".join(f"{name}={value}" for name, value in options.items())
+
+
+def arrays(seed: int, special: bool = False) -> tuple[list[Array], list[list[Any]]]:
+    """Variables of all dtypes and sizes, and gradients for some steps, None here and there."""
+    rng = np.random.default_rng(seed)
+    cases = list(itertools.product(SIZES, DTYPES))
+    variables = [random_array(rng, size, dtype) for size, dtype in cases]
+    steps: list[list[Any]] = []
+    for step in range(STEPS):
+        grads: list[Any] = []
+        for number, (size, dtype) in enumerate(cases):
+            of = dtype if number % 3 else np.float32
+            grads.append(random_array(rng, size, of, special=special and step % 2 == 1))
+        for number in rng.choice(len(grads), 3, replace=False):
+            grads[number] = None
+        steps.append(grads)
+    return variables, steps
+
+
+def assert_same_steps(optimizer: Optimizer, variables: list[Array], steps: list[list[Any]]) -> Reference:
+    reference = Reference(optimizer, variables)
+    for grads in steps:
+        reference.apply(grads)
+        assert optimizer.apply(grads, variables) == reference.calls
+        assert optimizer.iterations == reference.updates
+        assert optimizer.skipped_calls == reference.skips
+        norm = optimizer.gradient_norm
+        assert norm == reference.norm or (norm is not None and math.isnan(norm))
+    assert_same(optimizer, variables, reference)
+    return reference
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=id_of)
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
+def test_every_option_with_every_rule(variant: Optimizer, options: dict[str, Any]) -> None:
+    variables, steps = arrays(1)
+    assert_same_steps(with_arguments(variant, **options), variables, steps)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=id_of)
+def test_every_option_on_every_target(options: dict[str, Any], target: str, threads: int) -> None:
+    variables, steps = arrays(2)
+    rng = np.random.default_rng(3)
+    variables += [random_array(rng, size, np.float32) for size in (200_000, 100_003)]
+    for grads in steps:
+        grads += [random_array(rng, size, np.float32) for size in (200_000, 100_003)]
+    assert_same_steps(Adam(0.01, **options), variables, steps)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=id_of)
+def test_special_values(options: dict[str, Any], target: str) -> None:
+    """Infinities and NaNs propagate as the formulas say, or skip the call."""
+    variables, steps = arrays(4, special=True)
+    reference = assert_same_steps(AdamW(0.01, **options), variables, steps)
+    assert (reference.skips > 0) == ("skip_nonfinite" in options)
+
+
+def test_a_norm_beyond_the_root_of_the_largest_float() -> None:
+    """Squares of float32 numbers above 1.8e19 are too large for float32; the norm is not computed there."""
+    w, gradient = np.zeros(2, np.float32), np.array([3e30, 4e30], np.float32)
+    for options in ({"clipnorm": 1.0}, {"global_clipnorm": 1.0}):
+        opt, w = SGD(1.0, **options), np.zeros(2, np.float32)  # type: ignore[arg-type]
+        opt.apply([gradient], [w])
+        assert np.allclose(w, [-0.6, -0.8], rtol=1e-6)
+        assert opt.gradient_norm == pytest.approx(5e30)
+
+
+def test_a_gradient_just_at_the_norm_is_left_alone() -> None:
+    gradient = np.random.default_rng(5).standard_normal(10_000)
+    norm = math.sqrt(sum_of_squares(gradient))
+    for largest, changed in ((norm, False), (np.nextafter(norm, 0), True)):
+        w = np.zeros(10_000)
+        SGD(1.0, clipnorm=largest).apply([gradient], [w])
+        assert bool((w != -gradient).any()) == changed
+
+
+def test_a_skipped_call_changes_no_byte() -> None:
+    """Slots, averages and sums stay, and it counts as no call."""
+    opt = Adam(0.1, skip_nonfinite=True, use_ema=True, gradient_accumulation_steps=2)
+    variables: list[Array] = [np.ones(5000, np.float32), np.ones(3)]
+    opt.apply([np.ones(5000, np.float32), np.ones(3)], variables)
+    before = [a.tobytes() for a in (*variables, *opt.variables)]
+    for bad in (np.inf, -np.inf, np.nan):
+        gradient = np.zeros(5000, np.float32)
+        gradient[4999] = bad
+        assert opt.apply([gradient, np.ones(3)], variables) == 1
+        assert opt.skipped
+    assert opt.skipped_calls == 3
+    assert [a.tobytes() for a in (*variables, *opt.variables)] == before
+    assert opt.apply([np.zeros(5000, np.float32), np.ones(3)], variables) == 2
+    assert not opt.skipped
+
+
+def test_sums_of_finite_float64_gradients_that_overflow_are_not_skipped() -> None:
+    opt, w = SGD(1.0, skip_nonfinite=True), np.zeros(2)
+    opt.apply([np.array([1e200, 1.0])], [w])
+    assert not opt.skipped
+    assert opt.gradient_norm == math.inf
+
+
+def test_finalize_variable_values() -> None:
+    opt = SGD(1.0, use_ema=True, ema_momentum=0.5)
+    models: list[list[Array]] = [[np.zeros(3), np.zeros(2, np.float16)] for _ in range(2)]
+    for model in models:
+        opt.build(model)
+        for _ in range(3):
+            opt.apply([np.ones_like(w) for w in model], model)
+    averages = [opt.slots(w)["average"].copy() for w in models[0]]
+    assert averages[0][0] == -2.25
+    opt.finalize_variable_values(models[0])
+    assert all((w == average).all() for w, average in zip(models[0], averages, strict=True))
+    assert (models[1][0] == -3).all(), "of another build"
+    opt.finalize_variable_values()
+    assert (models[1][0] == -2.25).all()
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=id_of)
+def test_replicas(options: dict[str, Any], mean: bool, threads: int) -> None:
+    rng = np.random.default_rng(6)
+    cases = [(s, d) for s, d in itertools.product((0, 5, 4097, 50_000), DTYPES)]
+    variables = [random_array(rng, size, dtype) for size, dtype in cases]
+    opt = Adam(0.01, **options)
+    reference = Reference(opt, variables)
+    for step in range(5):
+        replicas: list[list[Any]] = [
+            [random_array(rng, size, DTYPES[(k + step) % 4]) for k, (size, _) in enumerate(cases)]
+            for _ in range(3)
+        ]
+        replicas[step % 3][5] = replicas[0][6] = None
+        for replica in replicas:
+            replica[7] = None
+        reference.apply(replicas=replicas, mean=mean)
+        opt.apply(variables=variables, replicas=replicas, mean=mean)
+    assert_same(opt, variables, reference)
+
+
+def test_settings_of_single_variables(threads: int) -> None:
+    rng = np.random.default_rng(7)
+    variables = {f"layer{i}/{name}": random_array(rng, 40_000, np.float32) for i in range(4) for name in "ab"}
+    opt = AdamW(0.01, weight_decay=0.1, global_clipnorm=1.0, use_ema=True)
+    opt.adjust("layer1", learning_rate_multiplier=0.5)
+    opt.build(variables)
+    opt.adjust([variables["layer2/a"], "layer1/b"], weight_decay=0.0)
+    opt.adjust(variables["layer3/b"], frozen=True)
+    opt.adjust("layer3/a", learning_rate_multiplier=-2.0, weight_decay=0.5)
+    settings: dict[int, dict[str, Any]] = {
+        2: {"learning_rate_multiplier": 0.5},
+        3: {"learning_rate_multiplier": 0.5, "weight_decay": 0.0},
+        4: {"weight_decay": 0.0},
+        6: {"learning_rate_multiplier": -2.0, "weight_decay": 0.5},
+        7: {"frozen": True},
+    }
+    listed = list(variables.values())
+    reference = Reference(opt, listed, settings)
+    for step in range(4):
+        if step == 3:
+            opt.adjust("layer3/b", frozen=False)
+            settings[7]["frozen"] = False
+        grads = [random_array(rng, 40_000, np.float32) for _ in listed]
+        opt.apply(grads)
+        reference.apply(grads)
+    assert_same(opt, listed, reference)
+
+
+def test_exclude_from_weight_decay() -> None:
+    variables = {"dense": {"kernel": np.ones(3), "bias": np.ones(2)}, "scale": np.ones(4)}
+    opt = AdamW(0.1, weight_decay=0.5)
+    opt.exclude_from_weight_decay(var_list=[variables["scale"]], var_names=["^dense/b"])
+    zeros = {"dense": {"kernel": np.zeros(3), "bias": np.zeros(2)}, "scale": np.zeros(4)}
+    opt.apply(zeros, variables)
+    assert variables["dense"]["kernel"][0] == 0.95  # type: ignore[index]
+    assert variables["dense"]["bias"][0] == variables["scale"][0] == 1  # type: ignore[index]
+
+
+# Sparse rows.
+
+
+def sparse(rng: np.random.Generator, rows: int, shape: tuple[int, ...], count: int, dtype: Any) -> Any:
+    indices = rng.integers(0, rows, count)
+    return indices, random_array(rng, (count, *shape), dtype)
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=id_of)
+@pytest.mark.parametrize("variant", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.1), AdamW(0.1)], ids=repr)
+def test_sparse_gradients_give_the_bits_of_dense_ones(variant: Optimizer, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(8)
+    cases = [(s, d) for s in [(50,), (), (3, 7), (700,), (0,)] for d in DTYPES]
+    variables = [random_array(rng, (30, *shape), dtype) for shape, dtype in cases]
+    opt = with_arguments(variant, **options)
+    reference = Reference(opt, variables)
+    for step in range(4):
+        grads = [sparse(rng, 30, shape, step * 9, DTYPES[k % 4]) for k, (shape, _) in enumerate(cases)]
+        grads[3] = random_array(rng, variables[3].shape, np.float32)
+        opt.apply(grads, variables)
+        reference.apply(grads)
+    assert_same(opt, variables, reference)
+
+
+def test_lazy_steps_touch_only_their_rows(threads: int) -> None:
+    """Each row is then what the step is for a variable of its own."""
+    rng = np.random.default_rng(9)
+    table, other = random_array(rng, (1000, 64), np.float32), random_array(rng, 70_000, np.float32)
+    opt = AdamW(0.1, lazy=True, clipvalue=0.5, use_ema=True, ema_momentum=0.5)
+    rows = [row.copy() for row in table]
+    twin, other_twin = with_arguments(opt), other.copy()
+    twin.build([*rows, other_twin])
+    for _ in range(4):
+        indices, values = sparse(rng, 1000, (64,), 300, np.float32)
+        gradient = random_array(rng, 70_000, np.float32)
+        opt.apply([(indices, values), gradient], [table, other])
+        grads: list[Any] = [None] * 1000
+        for index, value in zip(indices, values, strict=True):
+            grads[index] = value if grads[index] is None else grads[index] + value
+        # The twin's averages move at every step; those of rows that are not touched must not.
+        averages = [twin.slots(row)["average"].copy() for row in rows]
+        twin.apply([*grads, gradient], [*rows, other_twin])
+        for row, average, g in zip(rows, averages, grads, strict=True):
+            if g is None:
+                twin.slots(row)["average"][...] = average
+    assert (table == np.array(rows)).all()
+    assert (other == other_twin).all()
+    for name in ("momentum", "velocity", "average"):
+        assert (opt.slots(table)[name] == np.array([twin.slots(row)[name] for row in rows])).all()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_norms_of_sparse_gradients(lazy: bool) -> None:
+    opt, w = SGD(1.0, clipnorm=1.0, lazy=lazy), np.zeros((5, 2))
+    opt.apply([([3, 1, 3], np.array([[1.0, 0], [0, 4.0], [2.0, 0]]))], [w])
+    assert opt.gradient_norm == 5
+    assert np.allclose(w[[1, 3]], [[0, -0.8], [-0.6, 0]], rtol=1e-15)
+
+
+ROWS = "its variable has 5 rows: indices must lie in [0, 5)"
+VALUES = "but for 1 rows of its variable they must have (1, 2)"
+INTEGERS = "but they must be integers in one dimension"
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error", "sentence"),
+    [
+        (([5], np.ones((1, 2))), ValueError, f"has the index 5, {ROWS}"),
+        (([-1], np.ones((1, 2))), ValueError, f"has the index -1, {ROWS}"),
+        (([1], np.ones((2, 2))), ValueError, f"has values of shape (2, 2), {VALUES}"),
+        (([1], np.ones((1, 3))), ValueError, f"has values of shape (1, 3), {VALUES}"),
+        (([1.0], np.ones((1, 2))), TypeError, f"has indices of dtype float64 and shape (1,), {INTEGERS}"),
+        (([[1]], np.ones((1, 2))), TypeError, f"has indices of dtype int64 and shape (1, 1), {INTEGERS}"),
+        (([1], np.ones((1, 2), int)), TypeError, "values has dtype int64, but a gradient must be float32"),
+        (([1], [[1.0, 2.0]]), TypeError, "values is of type list, but a gradient must be a numpy.ndarray"),
+        (([1],), TypeError, "is a tuple of 1, but must be an array, or (indices, values) for some rows"),
+    ],
+)
+def test_refused_rows(gradient: Any, error: type[Exception], sentence: str) -> None:
+    opt, w = SGD(1.0), np.zeros((5, 2))
+    opt.build([w])
+    with pytest.raises(error) as caught:
+        opt.apply([gradient], [w])
+    assert f"SGD.apply: grads[0] {sentence}" in str(caught.value)
+    assert (w == 0).all()
+    assert opt.iterations == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"clipnorm": 1.0, "clipvalue": 1.0},
+            "SGD: clipnorm and clipvalue are given; choose one way to clip",
+        ),
+        ({"clipnorm": 0.0}, "SGD: clipnorm must lie in (0, inf), got 0.0"),
+        ({"ema_momentum": 1.5}, "SGD: ema_momentum must lie in [0, 1], got 1.5"),
+        ({"ema_overwrite_frequency": 3}, "there is no average; pass use_ema=True"),
+        ({"gradient_accumulation_steps": 0}, "SGD: gradient_accumulation_steps must lie in [1, inf), got 0"),
+        ({"loss_scale_factor": -1.0}, "SGD: loss_scale_factor must lie in (0, inf), got -1.0"),
+        ({"lazy": True, "gradient_accumulation_steps": 2}, "cannot both be"),
+    ],
+)
+def test_refused_options(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        SGD(0.1, **arguments)
+
+
+def test_refused_changes_of_options() -> None:
+    """Slots are made by build; an option that needs one more cannot come later."""
+    opt, w = SGD(0.1), np.zeros(3)
+    opt.build([w])
+    for name, value in (("use_ema", True), ("gradient_accumulation_steps", 2)):
+        with pytest.raises(ValueError, match="which was not built; give the argument to the constructor"):
+            setattr(opt, name, value)
+        assert not getattr(opt, name)
+    opt.clipnorm = 1.0
+    opt.apply([np.full(3, 10.0)], [w])
+    assert np.linalg.norm(w) == pytest.approx(0.1)
+
+
+def test_build_starts_averages_with_the_variables() -> None:
+    opt, w = SGD(0.1, use_ema=True), np.array([1.0, 2.0], np.float16)
+    opt.build([w])
+    opt.finalize_variable_values()
+    assert (w == [1, 2]).all()
+    assert fusedstep.get(opt) is opt

@@ -95,7 +95,8 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_readwrite("calls", &Plan::calls)
-      .def_readwrite("updates", &Plan::updates);
+      .def_readwrite("updates", &Plan::updates)
+      .def_readwrite("carried", &Plan::carried);
 }
 
 }  // namespace fusedstep

@@ -41,6 +41,7 @@ class Plan {
 
   std::int64_t calls = 0;
   std::int64_t updates = 0;
+  double carried = 1;  // what the rule carries from update to update
 
  private:
   // A variable as it was when built; each step compares.
@@ -90,6 +91,7 @@ class Plan {
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call);
   Step describe_step(double learning_rate) const;
+  void carry_on(const Step& step);
   bool run_timed(const Step& step, Call& call, bool check);
   void take_gradient(PyObject* gradient, std::size_t index, std::size_t position, Call& call);
   [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, std::size_t position) const;

@@ -271,6 +271,7 @@ Step Plan::describe_step(double learning_rate) const {
   step.hyperparameters = hyperparameters_;
   step.learning_rate = learning_rate;
   step.t = static_cast<std::uint64_t>(updates + 1);
+  step.carried = carried;
   step.stages = stages_;
   {
     const DefaultFloatEnvironment environment;
@@ -284,6 +285,13 @@ Step Plan::describe_step(double learning_rate) const {
     step.slots[k] = arena_->data() + slot_stride_ * static_cast<std::size_t>(k);
   }
   return step;
+}
+
+void Plan::carry_on(const Step& step) {
+  const auto carry = rule().carry;
+  if (carry == nullptr) return;
+  const DefaultFloatEnvironment environment;
+  carried = carry(step.hyperparameters, step.t, step.carried);
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
@@ -319,6 +327,7 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
   context.gil.reset();
   if (!done) return false;
   pace_.measured(cost, begin, end, !release_gil);
+  carry_on(step);
   ++calls;
   ++updates;
   return true;

@@ -51,7 +51,8 @@ struct Stages {
 // struct; `sweep` applies it, with the stages around it, to consecutive arrays: to the first one from
 // element `first` on, to the last one up to element `last`.
 struct CompiledRule {
-  void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, void* rule);
+  void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, double carried,
+                       void* rule);
   void (*sweep)(const void* rule, const Stages& stages, const Array* arrays, const Gradient* gradients,
                 std::size_t count, std::int64_t first, std::int64_t last, std::byte* const* slots);
 };
@@ -62,6 +63,8 @@ struct Rule {
   int slot_count;
   const char* const* hyperparameters;
   int hyperparameter_count;
+  // What the next update's coefficients get as `carried`, after update t; null where they need none.
+  double (*carry)(const double* hyperparameters, std::uint64_t t, double carried);
   CompiledRule compiled[compute_types];
 };
 
@@ -70,6 +73,7 @@ struct Step {
   const double* hyperparameters;
   double learning_rate;
   std::uint64_t t;  // this update's number, from 1
+  double carried;   // what the rule carries from update to update; 1 before the first
   Stages stages;
   const Array* arrays;
   const Gradient* gradients;

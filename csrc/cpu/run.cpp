@@ -54,7 +54,8 @@ bool run(const Step& step, const Target& target, const Before& before, int threa
   {
     const DefaultFloatEnvironment environment;
     for (int compute = 0; compute < compute_types; ++compute) {
-      rule.compiled[compute].coefficients(step.hyperparameters, step.learning_rate, step.t, made[compute].bytes);
+      rule.compiled[compute].coefficients(step.hyperparameters, step.learning_rate, step.t, step.carried,
+                                          made[compute].bytes);
     }
   }
 

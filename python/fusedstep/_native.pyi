@@ -29,6 +29,7 @@ class Pace:
 class Plan:
     calls: int
     updates: int
+    carried: float
     def __init__(
         self,
         optimizer: str,

@@ -60,12 +60,14 @@ class Hyperparameter(Generic[T]):
         interval: str = "(-inf, inf)",
         choices: tuple[T, ...] = (),
         optional: bool = False,
+        number: Callable[[float], float] = float,
     ) -> None:
         self.default = default
         self.meaning = meaning
         self.interval = Interval(interval)
         self.choices = choices
         self.optional = optional
+        self.to_number = number
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -118,7 +120,7 @@ class Hyperparameter(Generic[T]):
 
     def number(self, value: Any) -> float:
         """Return the value as the kernels take it."""
-        return float(self.choices.index(value)) if self.choices else float(value)
+        return float(self.choices.index(value)) if self.choices else self.to_number(value)
 
 
 def hyperparameter(
@@ -128,6 +130,7 @@ def hyperparameter(
     interval: str = "(-inf, inf)",
     choices: tuple[T, ...] = (),
     optional: bool = False,
+    number: Callable[[float], float] = float,
 ) -> Any:
     """Declare a hyperparameter, an argument that must be named.
 
@@ -137,9 +140,15 @@ def hyperparameter(
         interval: where a number must lie, "[0, 1)", also after rounding to the compute type.
         choices: the values it may have, where they are few.
         optional: whether it may be None, which switches it off.
+        number: what the kernels take for a value, where that is another number.
     """
     return Hyperparameter(
-        default=default, meaning=meaning, interval=interval, choices=choices, optional=optional
+        default=default,
+        meaning=meaning,
+        interval=interval,
+        choices=choices,
+        optional=optional,
+        number=number,
     )
 
 

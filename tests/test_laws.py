@@ -93,7 +93,7 @@ def test_a_zero_gradient_leaves_fresh_variables(variant: Optimizer) -> None:
 
 
 def test_ftrl_forgets_fresh_variables() -> None:
-    """To Ftrl a variable is a function of its slots, which begin without it and stay so at a zero gradient."""
+    """To Ftrl a variable is a function of its slots, which begin without it; a zero gradient adds nothing."""
     variable = np.array([3.0, -2.0])
     Ftrl(0.01).apply([np.zeros(2)], [variable])
     assert (variable == 0).all()

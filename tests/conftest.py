@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import fusedstep
-from fusedstep import Optimizer, _native
+from fusedstep import Ftrl, Optimizer, _native
 from fusedstep.optimizers import ALL
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 
@@ -40,11 +40,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def variants() -> list[Optimizer]:
     """Every optimizer in every combination of its switches, read from the declarations.
 
-    A hyperparameter is a switch where it is a bool, has choices, or is a number that is off by default.
+    A hyperparameter is a switch where it is a bool, has choices, or is a number that is off by default. Of
+    more than two numbers only one is on, or all are.
     """
     found: list[Optimizer] = []
     for cls in ALL:
         switches: dict[str, tuple[Any, ...]] = {}
+        numbers: set[str] = set()
         for name, parameter in cls._hyperparameters.items():
             if name in vars(Optimizer) or not isinstance(parameter, Hyperparameter):
                 continue
@@ -54,8 +56,11 @@ def variants() -> list[Optimizer]:
                 switches[name] = parameter.choices
             elif parameter.default == 0:
                 switches[name] = (0.0, 0.875)
+                numbers.add(name)
         for values in itertools.product(*switches.values()):
             arguments: dict[str, Any] = dict(zip(switches, values, strict=True))
+            if 1 < sum(arguments[name] != 0 for name in numbers) < len(numbers):
+                continue
             try:
                 found.append(cls(0.01, **arguments))
             except ValueError:  # switches that contradict each other
@@ -64,6 +69,11 @@ def variants() -> list[Optimizer]:
 
 
 VARIANTS = variants()
+# The only ones without the promise of equal bits: their power is a library's.
+WITH_POW: list[Optimizer] = [
+    Ftrl(0.01, learning_rate_power=-0.7),
+    Ftrl(0.01, learning_rate_power=-0.7, l2_shrinkage_regularization_strength=0.875),
+]
 STAGES: list[dict[str, Any]] = [
     {},
     {"weight_decay": 0.01},

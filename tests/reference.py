@@ -13,6 +13,7 @@ import numpy as np
 
 import fusedstep
 from fusedstep import Optimizer
+from fusedstep.optimizers.nadam import decay_of_one_update
 
 Array = Any  # of the compute type, which NumPy's annotations cannot follow
 Slots = dict[str, Array]
@@ -33,6 +34,17 @@ def power(base: float, exponent: int) -> float:
 def maximum(a: Array, b: Any) -> Array:
     """The larger one; NaN where a is."""
     return np.where((a > b) | (a != a), a, b)
+
+
+def sign(x: Array) -> Array:
+    """1 or -1; +0 for zeros, NaN for NaN."""
+    C = x.dtype.type
+    return np.where(x > 0, C(1), np.where(x < 0, C(-1), np.where(x == 0, C(0), x)))
+
+
+def clip(x: Array, low: Any, high: Any) -> Array:
+    """What of [low, high] is nearest; NaN where x is."""
+    return np.where(x < low, low, np.where(x > high, high, x))
 
 
 def sgd(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
@@ -89,23 +101,82 @@ def adagrad(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array
     return p - (k * g) / (np.sqrt(s["accumulator"] + inside) + outside)
 
 
+def adadelta(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    rho, q, e = C(h["rho"]), C(1 - h["rho"]), C(h["epsilon"])
+    s["accumulated_grad"] = (rho * s["accumulated_grad"]) + (q * (g * g))
+    d = (np.sqrt(s["accumulated_delta_var"] + e) * g) / np.sqrt(s["accumulated_grad"] + e)
+    s["accumulated_delta_var"] = (rho * s["accumulated_delta_var"]) + (q * (d * d))
+    return p - C(lr) * d
+
+
+def adamax(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    torch = h["form"] == "torch"
+    inside, outside = (C(h["epsilon"]), C(0)) if torch else (C(0), C(h["epsilon"]))
+    s["momentum"] = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["norm"] = maximum(C(h["beta_2"]) * s["norm"], np.abs(g) + inside)
+    return p - (C(lr / (1 - power(h["beta_1"], t))) * s["momentum"]) / (s["norm"] + outside)
+
+
+def nadam(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    decay = decay_of_one_update(h["momentum_decay"])
+    mu = [h["beta_1"] * (1 - 0.5 * power(decay, i)) for i in range(t + 2)]
+    product = 1.0
+    for i in range(1, t + 1):
+        product *= mu[i]
+    a = C(lr * mu[t + 1] / (1 - product * mu[t + 1]))
+    b = C(lr * (1 - mu[t]) / (1 - product))
+    r = C(1 / math.sqrt(1 - power(h["beta_2"], t)))
+    s["momentum"] = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["velocity"] = (C(h["beta_2"]) * s["velocity"]) + (C(1 - h["beta_2"]) * (g * g))
+    return p - ((a * s["momentum"]) + (b * g)) / ((np.sqrt(s["velocity"]) * r) + C(h["epsilon"]))
+
+
+def ftrl(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+
+    def root(n: Array) -> Array:
+        if h["learning_rate_power"] == -0.5:
+            return np.sqrt(n)
+        return np.power(n.astype(np.float64), -h["learning_rate_power"]).astype(C)
+
+    i = C(1 / lr)
+    j = C(2 * (h["l2_regularization_strength"] + h["beta"] / (2 * lr)))
+    k = C(2 * h["l2_shrinkage_regularization_strength"])
+    l1 = C(h["l1_regularization_strength"])
+    n = s["accumulator"]
+    next_n = s["accumulator"] = n + g * g
+    shrunk = g + k * p if h["l2_shrinkage_regularization_strength"] else g
+    z = s["linear"] = s["linear"] + (shrunk - (((root(next_n) - root(n)) * i) * p))
+    return (clip(z, -l1, l1) - z) / ((root(next_n) * i) + j)
+
+
+def lion(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    direction = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["momentum"] = (C(h["beta_2"]) * s["momentum"]) + (C(1 - h["beta_2"]) * g)
+    return p - C(lr) * sign(direction)
+
+
 REFERENCES: dict[type[Optimizer], Callable[[Array, Array, Slots, Config, float, int], Array]] = {
     fusedstep.SGD: sgd,
     fusedstep.Adam: adam,
     fusedstep.AdamW: adam,
     fusedstep.RMSprop: rmsprop,
     fusedstep.Adagrad: adagrad,
+    fusedstep.Adadelta: adadelta,
+    fusedstep.Adamax: adamax,
+    fusedstep.Nadam: nadam,
+    fusedstep.Ftrl: ftrl,
+    fusedstep.Lion: lion,
 }
 
 
 def compute_type(dtype: Any) -> Any:
     """What a variable of this dtype is computed in."""
     return np.float64 if dtype == np.float64 else np.float32
-
-
-def clip(x: Array, low: Any, high: Any) -> Array:
-    """X between the bounds; NaN where x is."""
-    return np.where(x < low, low, np.where(x > high, high, x))
 
 
 LEAF, LANES = 4096, 128

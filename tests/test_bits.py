@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
-from fusedstep import Adam, Optimizer
+from conftest import DTYPES, STAGES, VARIANTS, WITH_POW, random_array, with_arguments
+from fusedstep import Adam, Nadam, Optimizer
 from fusedstep.optimizers import ALL
 from reference import REFERENCES, Reference, assert_same
 
@@ -84,14 +84,35 @@ def test_threads_and_splits(variant: Optimizer, target: str, threads: int) -> No
     assert_same(optimizer, variables, reference)
 
 
-def test_many_steps() -> None:
-    """Coefficients for large t, in both compute types: 1 - beta^t loses nothing."""
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [(Adam(0.01), 2000), (Nadam(0.01), 400), (Nadam(0.01, momentum_decay=0.004), 400)]
+)
+def test_many_steps(optimizer: Optimizer, steps: int) -> None:
+    """Coefficients for large t, in both compute types: 1 - beta^t loses nothing, products neither."""
     rng = np.random.default_rng(4)
-    optimizer = Adam(0.01)
     variables = [random_array(rng, 37, dtype) for dtype in DTYPES]
     reference = Reference(optimizer, variables)
-    for _ in range(2000):
+    for _ in range(steps):
         grads = [random_array(rng, 37, np.float32) for _ in DTYPES]
         optimizer.apply(grads, variables)
         reference.apply(grads)
     assert_same(optimizer, variables, reference)
+
+
+@pytest.mark.parametrize("stages", STAGES, ids=lambda stages: "+".join(stages) or "bare")
+@pytest.mark.parametrize("variant", WITH_POW, ids=repr)
+def test_rules_with_pow_keep_a_bound(variant: Optimizer, stages: dict[str, Any], target: str) -> None:
+    """Where a library's pow takes part: 16 units in the last place of the largest value of an array."""
+    rng = np.random.default_rng(7)
+    optimizer = with_arguments(variant, **stages)
+    variables = [random_array(rng, 4097, dtype) for dtype in DTYPES[:2]]
+    reference = Reference(optimizer, variables)
+    for _ in range(3):
+        grads = [random_array(rng, 4097, dtype) for dtype in DTYPES[:2]]
+        optimizer.apply(grads, variables)
+        reference.apply(grads)
+    for variable, expected, slots in zip(variables, reference.variables, reference.slots, strict=True):
+        pairs = [(variable, expected), *((optimizer.slots(variable)[name], slots[name]) for name in slots)]
+        for ours, theirs in pairs:
+            bound = 16 * np.finfo(theirs.dtype).eps * np.max(np.abs(theirs))
+            assert np.max(np.abs(ours - theirs)) <= bound

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 import fusedstep
-from fusedstep import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from fusedstep import SGD, Adagrad, Adam, AdamW, Ftrl, Nadam, Optimizer, RMSprop
 
 Array = npt.NDArray[Any]
 CLASSES: list[type[Optimizer]] = [SGD, Adam, AdamW, RMSprop, Adagrad]
@@ -624,3 +624,46 @@ def test_build_info() -> None:
     assert info["targets"][info["target"]] is True
     assert info["cuda"] is False
     assert info["num_threads"] == fusedstep.get_num_threads() >= 1
+
+
+# What single classes do.
+
+
+def test_nadam_keeps_the_momenta_of_former_updates() -> None:
+    """The product of momenta is state: those before a change of beta_1 stay in it."""
+    w, g = np.zeros(1), np.ones(1)
+    opt = Nadam(1.0, beta_1=0.5, beta_2=0.0, epsilon=1e-300)
+    opt.apply([g], [w])
+    opt.beta_1 = 0.75
+    before = w.copy()
+    opt.apply([g], [w])
+    mu = [0.5 * (1 - 0.5 * 0.96), 0.75 * (1 - 0.5 * 0.96**2), 0.75 * (1 - 0.5 * 0.96**3)]
+    momentum = 0.75 * 0.5 + 0.25
+    product = mu[0] * mu[1]
+    expected = mu[2] * momentum / (1 - product * mu[2]) + (1 - mu[1]) / (1 - product)
+    assert abs((before - w)[0] - expected) < 1e-14
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_ftrl_refuses_to_divide_by_a_learning_rate_of_zero(steps: int) -> None:
+    w, g, opt = np.ones(3), np.ones(3), Ftrl(0.1)
+    for _ in range(steps):
+        opt.apply([g], [w])
+    before = [a.tobytes() for a in (w, *opt.variables)]
+    for zero in (0.0, -0.0, lambda step: 0):
+        opt.learning_rate = zero
+        with pytest.raises(
+            ValueError, match=r"Ftrl: learning_rate must not be 0, got -?0\.0; the rule divides by it"
+        ):
+            opt.apply([g], [w])
+    assert [a.tobytes() for a in (w, *opt.variables)] == before
+    opt.learning_rate = 0.1
+    opt.apply([g], [w])
+    assert opt.iterations == steps + 1
+
+
+def test_ftrl_weights_that_l1_outweighs_are_exactly_zero() -> None:
+    w, opt = np.zeros(3), Ftrl(0.1, l1_regularization_strength=1.0)
+    opt.apply([np.array([0.5, -0.5, 4.0])], [w])
+    assert (w[:2] == 0).all()
+    assert w[2] < 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fusedstep
-from conftest import VARIANTS
+from conftest import VARIANTS, WITH_POW
 from fusedstep import Optimizer, _native
 from fusedstep.optimizers import ALL
 from fusedstep.optimizers.hyperparameters import Hyperparameter
@@ -39,7 +39,7 @@ def test_python_in_the_readme() -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
+@pytest.mark.parametrize("variant", [*VARIANTS, *WITH_POW], ids=repr)
 def test_docstrings_tell_arguments_and_slots(variant: Optimizer) -> None:
     documented = "".join(cls.__doc__ or "" for cls in type(variant).__mro__)
     for name, parameter in type(variant)._hyperparameters.items():
@@ -51,7 +51,7 @@ def test_docstrings_tell_arguments_and_slots(variant: Optimizer) -> None:
 
 def test_the_layers_declare_the_same() -> None:
     """Every compiled rule is some optimizer's, with hyperparameters that the optimizer declares."""
-    used = {variant._rule(): type(variant) for variant in VARIANTS}
+    used = {variant._rule(): type(variant) for variant in (*VARIANTS, *WITH_POW)}
     rules = _native.rules()
     assert used.keys() == rules.keys()
     for rule, cls in used.items():
@@ -63,6 +63,17 @@ def test_the_figures_in_the_readme_are_those_of_a_saved_run() -> None:
     command = [sys.executable, "-m", "bench.readme", "bench/results/amd-epyc-avx2-2-cores.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout in (ROOT / "README.md").read_text()
+
+
+def test_contributing_quotes_lion_as_it_is() -> None:
+    """CONTRIBUTING.md's code is in the tree, but for what stands in the place of a docstring."""
+    blocks = re.findall(r"```(?:c\+\+|python)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    files = ["csrc/rules/lion.hpp", "csrc/core/primitives.hpp"]
+    files += ["python/fusedstep/optimizers/lion.py", "tests/reference.py"]
+    for block, file in zip(blocks, files, strict=True):
+        source = (ROOT / file).read_text()
+        for part in re.split(r"    \(the formula.*\)\n", block):
+            assert part in source
 
 
 def test_the_readme_shows_the_rule_as_it_is() -> None:

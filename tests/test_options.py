@@ -290,7 +290,7 @@ def test_refused_rows(gradient: Any, error: type[Exception], sentence: str) -> N
     [
         (
             {"clipnorm": 1.0, "clipvalue": 1.0},
-            "SGD: clipnorm and clipvalue are given; choose one way to clip",
+            "SGD: clipnorm=1.0 and clipvalue=1.0 are given; choose one way",
         ),
         ({"clipnorm": 0.0}, "SGD: clipnorm must lie in (0, inf), got 0.0"),
         ({"ema_momentum": 1.5}, "SGD: ema_momentum must lie in [0, 1], got 1.5"),

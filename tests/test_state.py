@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from fusedstep import SGD, Adagrad, Adam, AdamW, Ftrl, Nadam, Optimizer, RMSprop
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +27,8 @@ MAKERS: list[Callable[[], Optimizer]] = [
     lambda: AdamW(0.01, amsgrad=True, weight_decay=0.1),
     lambda: RMSprop(0.01, centered=True, momentum=0.9, maximize=True),
     lambda: Adagrad(0.01, form="torch", learning_rate_decay=0.1, l2=0.1),
+    lambda: Nadam(0.01, momentum_decay=0.5),
+    lambda: Ftrl(0.01, initial_accumulator_value=0.5, l1_regularization_strength=0.1),
 ]
 every_optimizer = pytest.mark.parametrize("make", MAKERS, ids=lambda make: repr(make()))
 

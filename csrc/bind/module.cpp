@@ -134,7 +134,8 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("updates", &Plan::updates)
       .def_readwrite("skips", &Plan::skips)
       .def_readonly("skipped", &Plan::skipped)
-      .def_readonly("norm", &Plan::norm);
+      .def_readonly("norm", &Plan::norm)
+      .def_readwrite("carried", &Plan::carried);
 }
 
 }  // namespace fusedstep

@@ -75,6 +75,7 @@ class Plan {
   std::int64_t skips = 0;      // calls that changed nothing, for gradients that were not finite
   bool skipped = false;        // whether the last call was one
   std::optional<double> norm;  // of the gradients of the last call, where it was needed
+  double carried = 1;          // what the rule carries from update to update
 
  private:
   // A variable as it was when built; each step compares.
@@ -124,6 +125,7 @@ class Plan {
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call, std::vector<Items>& others);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
+  void carry_on(const Step& step);
   bool run_timed(const Step& step, Call& call, bool check);
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);

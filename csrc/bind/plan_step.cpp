@@ -299,6 +299,7 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   step.t = static_cast<std::uint64_t>(updates + 1);
   step.settings = settings_.data();
   step.settings_count = settings_.size();
+  step.carried = carried;
   step.arrays = arrays_.data();
   step.gradients = gradients_.data();
   step.replicas = 1;
@@ -310,6 +311,13 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   if (accumulates_) step.accumulator = slot_kind(kind++);
   if (averages_) step.average = slot_kind(kind++);
   return step;
+}
+
+void Plan::carry_on(const Step& step) {
+  const auto carry = rule().carry;
+  if (carry == nullptr) return;
+  const DefaultFloatEnvironment environment;
+  carried = carry(step.hyperparameters, step.t, step.carried);
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
@@ -354,7 +362,10 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
     return true;
   }
   ++calls;
-  if (calls % options_.accumulation_steps == 0) ++updates;
+  if (calls % options_.accumulation_steps == 0) {
+    carry_on(step);
+    ++updates;
+  }
   return true;
 }
 

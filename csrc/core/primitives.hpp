@@ -16,13 +16,26 @@ FUSEDSTEP_HOST_DEVICE inline double sqrt(double x) {
   return __builtin_sqrt(x);
 }
 
+FUSEDSTEP_HOST_DEVICE inline float abs(float x) {
+  return __builtin_fabsf(x);
+}
+FUSEDSTEP_HOST_DEVICE inline double abs(double x) {
+  return __builtin_fabs(x);
+}
+
+// 1 or -1; +0 for zeros, NaN for NaN.
+template <class C>
+FUSEDSTEP_HOST_DEVICE inline C sign(C x) {
+  return x > 0 ? C(1) : x < 0 ? C(-1) : (x == 0 ? C(0) : x);
+}
+
 // The larger one; NaN if `a` is.
 template <class C>
 FUSEDSTEP_HOST_DEVICE inline C max(C a, C b) {
   return (a > b || a != a) ? a : b;
 }
 
-// NaN if x is.
+// What of [low, high] is nearest; NaN if `x` is.
 template <class C>
 FUSEDSTEP_HOST_DEVICE inline C clip(C x, C low, C high) {
   return x < low ? low : x > high ? high : x;

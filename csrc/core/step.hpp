@@ -90,7 +90,8 @@ struct Run {
 // One optimizer rule as one target compiled it, for one compute type. `coefficients` makes the rule's
 // struct; `sweep` applies it, with the stages around it, to a run.
 struct CompiledRule {
-  void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, void* rule);
+  void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, double carried,
+                       void* rule);
   void (*sweep)(const void* rule, const Step& step, const Run& run);
 };
 
@@ -107,6 +108,8 @@ struct Rule {
   int slot_count;
   const char* const* hyperparameters;
   int hyperparameter_count;
+  // What the next update's coefficients get as `carried`, after update t; null where they need none.
+  double (*carry)(const double* hyperparameters, std::uint64_t t, double carried);
   CompiledRule compiled[compute_types];
 };
 
@@ -114,6 +117,7 @@ struct Step {
   int rule;  // index in the list of rules, the same in every target
   const double* hyperparameters;
   std::uint64_t t;  // this update's number, from 1
+  double carried;   // what the rule carries from update to update; 1 before the first
   const Settings* settings;
   std::size_t settings_count;
   const Array* arrays;

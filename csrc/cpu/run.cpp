@@ -40,7 +40,7 @@ class MadeRules {
     const DefaultFloatEnvironment environment;
     for (std::size_t k = 0; k < needed; ++k) {
       rule.compiled[k % compute_types].coefficients(
-          step.hyperparameters, step.settings[k / compute_types].learning_rate, step.t, rules_[k].bytes);
+          step.hyperparameters, step.settings[k / compute_types].learning_rate, step.t, step.carried, rules_[k].bytes);
     }
   }
 

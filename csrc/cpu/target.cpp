@@ -9,15 +9,45 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 namespace {
 
 template <class Rule>
-void coefficients(const double* values, double learning_rate, std::uint64_t t, void* rule) {
+typename Rule::Hyperparameters hyperparameters(const double* values) {
   using Hyperparameters = typename Rule::Hyperparameters;
   constexpr int count = Hyperparameters::names.count;
   static_assert(count == 0 || sizeof(Hyperparameters) == count * sizeof(double), "doubles, each with its name");
-  static_assert(__is_trivially_copyable(Rule) && sizeof(Rule) <= max_rule_size);
   Hyperparameters h;
   __builtin_memcpy(static_cast<void*>(&h), values, count * sizeof(double));
-  const Rule made(h, learning_rate, t);
+  return h;
+}
+
+template <class Rule>
+constexpr bool carries = requires { &Rule::carry; };
+
+template <class Rule>
+Rule make(const double* values, double learning_rate, std::uint64_t t, [[maybe_unused]] double carried) {
+  if constexpr (carries<Rule>) {
+    return Rule(hyperparameters<Rule>(values), learning_rate, t, carried);
+  } else {
+    return Rule(hyperparameters<Rule>(values), learning_rate, t);
+  }
+}
+
+template <class Rule>
+void coefficients(const double* values, double learning_rate, std::uint64_t t, double carried, void* rule) {
+  static_assert(__is_trivially_copyable(Rule) && sizeof(Rule) <= max_rule_size);
+  const Rule made = make<Rule>(values, learning_rate, t, carried);
   __builtin_memcpy(rule, &made, sizeof(made));
+}
+
+using Carry = decltype(fusedstep::Rule::carry);
+
+template <class Rule>
+constexpr Carry carry_of() {
+  if constexpr (carries<Rule>) {
+    return [](const double* values, std::uint64_t t, double carried) {
+      return Rule::carry(hyperparameters<Rule>(values), t, carried);
+    };
+  } else {
+    return nullptr;
+  }
 }
 
 template <template <class> class... R>
@@ -32,6 +62,7 @@ const fusedstep::Rule Table<R...>::rules[] = {{R<float>::name,
                                                R<float>::slots.count,
                                                R<float>::Hyperparameters::names.list,
                                                R<float>::Hyperparameters::names.count,
+                                               carry_of<R<double>>(),
                                                {{coefficients<R<float>>, sweep_run<R<float>, float>},
                                                 {coefficients<R<double>>, sweep_run<R<double>, double>}}}...};
 

@@ -10,7 +10,20 @@
 array([1.6, 4. ], dtype=float32)
 """
 
-from fusedstep.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, get
+from fusedstep.optimizers import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Ftrl,
+    Lion,
+    Nadam,
+    Optimizer,
+    RMSprop,
+    get,
+)
 from fusedstep.runtime import (
     build_info,
     get_num_threads,
@@ -21,9 +34,14 @@ from fusedstep.version import __version__
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lion",
+    "Nadam",
     "Optimizer",
     "RMSprop",
     "__version__",

@@ -51,6 +51,7 @@ class Plan:
     def skipped(self) -> bool: ...
     @property
     def norm(self) -> float | None: ...
+    carried: float
     def __init__(
         self,
         optimizer: str,

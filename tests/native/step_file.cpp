@@ -91,7 +91,11 @@ int main(int argc, char** argv) {
   step.gradients = gradients.data();
   step.cost_before = cost_before.data();
   step.count = arrays.size();
-  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) run(step, target, {}, nullptr, 1);
+  step.carried = 1;
+  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) {
+    run(step, target, {}, nullptr, 1);
+    if (rule.carry != nullptr) step.carried = rule.carry(step.hyperparameters, step.t, step.carried);
+  }
 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     out.write(tensors[i].variable.data(), static_cast<std::streamsize>(tensors[i].variable.size()));

@@ -3,15 +3,44 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fusedstep.optimizers.adadelta import Adadelta
 from fusedstep.optimizers.adagrad import Adagrad
 from fusedstep.optimizers.adam import Adam, AdamW
+from fusedstep.optimizers.adamax import Adamax
+from fusedstep.optimizers.ftrl import Ftrl
+from fusedstep.optimizers.lion import Lion
+from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
 from fusedstep.optimizers.rmsprop import RMSprop
 from fusedstep.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "get"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lion",
+    "Nadam",
+    "Optimizer",
+    "RMSprop",
+    "get",
+]
 
-ALL: tuple[type[Optimizer], ...] = (SGD, Adam, AdamW, RMSprop, Adagrad)
+ALL: tuple[type[Optimizer], ...] = (
+    SGD,
+    Adam,
+    AdamW,
+    RMSprop,
+    Adagrad,
+    Adadelta,
+    Adamax,
+    Nadam,
+    Ftrl,
+    Lion,
+)
 
 
 def get(identifier: "str | Mapping[str, Any] | Optimizer") -> Optimizer:

@@ -61,6 +61,7 @@ class Hyperparameter(Generic[T]):
         choices: tuple[T, ...] = (),
         optional: bool = False,
         integer: bool = False,
+        number: Callable[[float], float] = float,
     ) -> None:
         self.default = default
         self.meaning = meaning
@@ -68,6 +69,7 @@ class Hyperparameter(Generic[T]):
         self.choices = choices
         self.optional = optional
         self.integer = integer
+        self.to_number = number
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -126,7 +128,7 @@ class Hyperparameter(Generic[T]):
 
     def number(self, value: Any) -> float:
         """Return the value as the kernels take it."""
-        return float(self.choices.index(value)) if self.choices else float(value)
+        return float(self.choices.index(value)) if self.choices else self.to_number(value)
 
 
 def hyperparameter(
@@ -137,6 +139,7 @@ def hyperparameter(
     choices: tuple[T, ...] = (),
     optional: bool = False,
     integer: bool = False,
+    number: Callable[[float], float] = float,
 ) -> Any:
     """Declare a hyperparameter, an argument that must be named.
 
@@ -147,6 +150,7 @@ def hyperparameter(
         choices: the values it may have, where they are few.
         optional: whether it may be None, which switches it off.
         integer: whether it is an integer.
+        number: what the kernels take for a value, where that is another number.
     """
     return Hyperparameter(
         default=default,
@@ -155,6 +159,7 @@ def hyperparameter(
         choices=choices,
         optional=optional,
         integer=integer,
+        number=number,
     )
 
 

@@ -26,10 +26,14 @@ class VariableState:
 
 @dataclass(frozen=True)
 class PlanState:
-    """Counts, and the variables in the order they were built; with their names where they have some."""
+    """Counts, what the rule carries, and the variables in the order they were built.
+
+    The variables have their names where they were built by name.
+    """
 
     calls: int
     updates: int
+    carried: float
     names: list[str]
     variables: list[VariableState]
 
@@ -40,7 +44,7 @@ class PlanState:
             VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
             for live in _live(plan)
         ]
-        return cls(plan.calls, plan.updates, plan.names, variables)
+        return cls(plan.calls, plan.updates, plan.carried, plan.names, variables)
 
     def restore(self, plan: _native.Plan, who: str) -> None:
         """Put the state into a plan just made, by name or in order; raise where it is another's."""
@@ -59,7 +63,7 @@ class PlanState:
         for variable, source in zip(live, carried, strict=True):
             for name, slot in variable.slots.items():
                 slot[...] = source.slots[name]
-        plan.calls, plan.updates = self.calls, self.updates
+        plan.calls, plan.updates, plan.carried = self.calls, self.updates, self.carried
 
 
 def _live(plan: _native.Plan) -> list[VariableState]:

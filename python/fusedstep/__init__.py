@@ -10,6 +10,7 @@
 array([1.6, 4. ], dtype=float32)
 """
 
+from fusedstep import schedules
 from fusedstep.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, get
 from fusedstep.runtime import (
     build_info,
@@ -17,6 +18,16 @@ from fusedstep.runtime import (
     select_target_from_environment,
     set_num_threads,
 )
+from fusedstep.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    ExponentialDecay,
+    InverseTimeDecay,
+    LearningRateSchedule,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
+from fusedstep.serialization import deserialize, register, serialize
 from fusedstep.version import __version__
 
 __all__ = [
@@ -24,12 +35,23 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
+    "InverseTimeDecay",
+    "LearningRateSchedule",
     "Optimizer",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
     "RMSprop",
     "__version__",
     "build_info",
+    "deserialize",
     "get",
     "get_num_threads",
+    "register",
+    "schedules",
+    "serialize",
     "set_num_threads",
 ]
 

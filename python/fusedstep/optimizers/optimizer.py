@@ -261,10 +261,10 @@ class Optimizer(Declared):
     # name or in order.
 
     def __copy__(self) -> "Self":
-        return self._twin(self.get_config())
+        return self._twin(self._arguments())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self._twin(copy.deepcopy(self.get_config(), memo))
+        return self._twin(copy.deepcopy(self._arguments(), memo))
 
     def _twin(self, config: dict[str, Any]) -> "Self":
         twin = type(self)(**config)
@@ -272,7 +272,7 @@ class Optimizer(Declared):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        config, states = self.get_config(), [PlanState.of(plan) for plan in self._plans]
+        config, states = self._arguments(), [PlanState.of(plan) for plan in self._plans]
         if callable(config["learning_rate"]):
             try:
                 pickle.dumps(config["learning_rate"])

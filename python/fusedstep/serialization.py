@@ -138,7 +138,7 @@ def class_of(
 ) -> Any:
     """Return the class of a name in any case."""
     custom = custom_objects or {}
-    cls = custom.get(name) or _registered.get(str(name).lower())
+    cls = custom.get(str(name)) or _registered.get(str(name).lower())
     if cls is None or not issubclass(cls, base):
         kind = "class" if base is object else base.__name__.lower()
         raise ValueError(

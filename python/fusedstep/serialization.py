@@ -64,21 +64,22 @@ def serialize(thing: Any) -> dict[str, Any]:
             " write a function as a subclass of LearningRateSchedule"
         )
     who = type(thing).__name__
-    config = {name: _plain(value, f"{who}'s {name}") for name, value in thing.get_config().items()}
+    config = {name: plain(value, f"{who}'s {name}") for name, value in thing.get_config().items()}
     return {"class_name": who, "config": config}
 
 
-def _plain(value: Any, what: str) -> Any:
+def plain(value: Any, what: str) -> Any:
+    """Return a value of a configuration as plain data; ``what`` names it where it cannot be."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(child, f"{what}[{key!r}]") for key, child in value.items()}
+        return {str(key): plain(child, f"{what}[{key!r}]") for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(child, f"{what}[{position}]") for position, child in enumerate(value)]
+        return [plain(child, f"{what}[{position}]") for position, child in enumerate(value)]
     if hasattr(value, "get_config") and not isinstance(value, type):
         return serialize(value)
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays
-        return _plain(value.tolist(), what)
+        return plain(value.tolist(), what)
     raise TypeError(
         f"serialize: {what} must be plain data or a schedule, got {value!r}; for a learning rate use one of"
         " fusedstep.schedules or a subclass of LearningRateSchedule, or set a number before"

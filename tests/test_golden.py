@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import Nadam, Optimizer
+from fusedstep import Nadam, Optimizer, schedules
 from fusedstep.optimizers import ALL
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "golden.npz")
@@ -45,6 +45,8 @@ def keras_arguments(case: dict[str, Any]) -> dict[str, Any]:
     arguments = dict(case["kw"])
     if case["cls"] in ("Adam", "AdamW"):
         arguments["epsilon_hat"] = True
+    if "schedule" in case:
+        arguments["learning_rate"] = make_schedule(*case["schedule"])
     return arguments
 
 
@@ -63,6 +65,11 @@ def torch_arguments(case: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def make_schedule(name: str, arguments: dict[str, Any]) -> schedules.LearningRateSchedule:
+    schedule: schedules.LearningRateSchedule = getattr(schedules, name)(**arguments)
+    return schedule
+
+
 ARGUMENTS = {"keras": keras_arguments, "torch": torch_arguments}
 
 
@@ -71,7 +78,7 @@ def covered(library: str) -> list[tuple[str, int]]:
     found = []
     for index, case in enumerate(META["libs"][library]["main"]):
         cls = CLASSES.get(case["cls"])
-        if cls is None or {"schedule", "wrap"} & case.keys():
+        if cls is None or "wrap" in case:
             continue
         if ARGUMENTS[library](case).keys() <= cls._hyperparameters.keys():
             found.append((library, index))
@@ -83,7 +90,7 @@ CASES = covered("keras") + covered("torch")
 
 def test_number_of_cases() -> None:
     """A change that drops cases silently is seen here."""
-    assert (len(covered("keras")), len(covered("torch"))) == (69, 30)
+    assert (len(covered("keras")), len(covered("torch"))) == (87, 30)
 
 
 def run(
@@ -135,3 +142,22 @@ def test_trajectory(library: str, index: int) -> None:
         our_name = SLOT_NAMES.get(f"{case['cls']}.{name}", SLOT_NAMES.get(name, name))
         difference = np.abs(slots[our_name] - their_slot)
         assert np.max(difference) <= 5e-5 * np.max(np.abs(their_slot))
+
+
+SCHEDULES = {
+    name: make_schedule(name.partition(".")[0], arguments) for name, arguments in META["schedules"].items()
+}
+
+
+def test_every_schedule_has_golden_rates() -> None:
+    tried = {type(schedule).__name__ for schedule in SCHEDULES.values()}
+    assert tried == set(schedules.__all__) - {"LearningRateSchedule"}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rates_of_schedules(name: str) -> None:
+    row = list(SCHEDULES).index(name)
+    rates = [SCHEDULES[name](step) for step in range(GOLDEN["sched64"].shape[1])]
+    in_float32 = "Cosine" in name  # Keras' cosines are so even where all else is float64
+    np.testing.assert_allclose(rates, GOLDEN["sched64"][row], rtol=2e-7 if in_float32 else 1e-14)
+    np.testing.assert_allclose(rates, GOLDEN["sched32"][row], rtol=1e-5)

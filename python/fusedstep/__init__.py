@@ -10,6 +10,7 @@
 array([1.6, 4. ], dtype=float32)
 """
 
+from fusedstep import schedules
 from fusedstep.optimizers import (
     SGD,
     Adadelta,
@@ -30,6 +31,16 @@ from fusedstep.runtime import (
     select_target_from_environment,
     set_num_threads,
 )
+from fusedstep.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    ExponentialDecay,
+    InverseTimeDecay,
+    LearningRateSchedule,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+)
+from fusedstep.serialization import deserialize, register, serialize
 from fusedstep.version import __version__
 
 __all__ = [
@@ -39,15 +50,26 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
     "Ftrl",
+    "InverseTimeDecay",
+    "LearningRateSchedule",
     "Lion",
     "Nadam",
     "Optimizer",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
     "RMSprop",
     "__version__",
     "build_info",
+    "deserialize",
     "get",
     "get_num_threads",
+    "register",
+    "schedules",
+    "serialize",
     "set_num_threads",
 ]
 

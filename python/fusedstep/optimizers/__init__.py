@@ -13,6 +13,7 @@ from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
 from fusedstep.optimizers.rmsprop import RMSprop
 from fusedstep.optimizers.sgd import SGD
+from fusedstep.serialization import class_and_arguments, register
 
 __all__ = [
     "SGD",
@@ -42,13 +43,16 @@ ALL: tuple[type[Optimizer], ...] = (
     Lion,
 )
 
+for _cls in ALL:
+    register(_cls)
+
 
 def get(identifier: "str | Mapping[str, Any] | Optimizer") -> Optimizer:
     """Return an optimizer for a name, a configuration or an instance.
 
     Args:
         identifier: a class's name in any case, for one with its defaults; a dict with ``class_name`` and
-            ``config``; or an optimizer, which is returned as it is.
+            ``config``, as :func:`serialize` returns; or an optimizer, which is returned as it is.
 
     Raises:
         TypeError: it is neither.
@@ -61,18 +65,13 @@ def get(identifier: "str | Mapping[str, Any] | Optimizer") -> Optimizer:
     """
     if isinstance(identifier, Optimizer):
         return identifier
-    if isinstance(identifier, Mapping):
-        if "class_name" not in identifier:
-            raise ValueError(f"get: a configuration needs a 'class_name', got the keys {sorted(identifier)}")
-        name, config = identifier["class_name"], identifier.get("config") or {}
-    elif isinstance(identifier, str):
-        name, config = identifier, {}
-    else:
+    if isinstance(identifier, str):
+        identifier = {"class_name": identifier}
+    elif not isinstance(identifier, Mapping):
         raise TypeError(
             "get: identifier must be a name, a configuration or an optimizer,"
             f" got {identifier!r} of type {type(identifier).__name__}"
         )
-    for optimizer in ALL:
-        if optimizer.__name__.lower() == str(name).lower():
-            return optimizer.from_config(config)
-    raise ValueError(f"get: no optimizer is named '{name}'; there are {', '.join(o.__name__ for o in ALL)}")
+    cls, arguments = class_and_arguments(identifier, "get", base=Optimizer)
+    optimizer: Optimizer = cls.from_config(arguments)
+    return optimizer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep import _native
-from fusedstep.optimizers.hyperparameters import real
+from fusedstep.intervals import real
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,15 @@ class Adjustments:
                 kind = type(selector).__name__
                 raise TypeError(f"{who}: variables must be arrays or names, got {selector!r} of type {kind}")
         return Adjustments(self.changes + tuple((selector, change) for selector in selectors))
+
+    def by_name(self) -> "Adjustments":
+        """Return those that do not name arrays."""
+        return Adjustments(tuple(one for one in self.changes if not isinstance(one[0], np.ndarray)))
+
+    def without(self, plan: _native.Plan) -> "Adjustments":
+        """Return those that do not name arrays of this plan."""
+        own = [isinstance(selector, np.ndarray) and plan.owns(selector) for selector, _ in self.changes]
+        return Adjustments(tuple(one for one, mine in zip(self.changes, own, strict=True) if not mine))
 
     def of(self, plan: _native.Plan) -> dict[int, Change]:
         """Return the changes of a plan's variables, by their indices."""

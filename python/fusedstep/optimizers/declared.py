@@ -1,5 +1,6 @@
 """From declared hyperparameters to arguments: constructor, signature, configuration, repr."""
 
+import copy
 import difflib
 import inspect
 import warnings
@@ -133,11 +134,30 @@ class Declared:
         return rate if isinstance(rate, float) else rate.at(calls, type(self).__name__)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them."""
-        config = dict(self._values)
-        rate = config["learning_rate"]
-        config["learning_rate"] = rate.config() if isinstance(rate, AskedLearningRate) else rate
-        return config
+        """Return the hyperparameters; ``from_config`` makes an equal optimizer, without state, of them.
+
+        A schedule is in its serialized form, a dict of plain data; a plain callable is as it is.
+        """
+        rate = self._values["learning_rate"]
+        return self._values | {
+            "learning_rate": rate.config() if isinstance(rate, AskedLearningRate) else rate
+        }
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the hyperparameters as the constructor takes them, with a schedule as it is."""
+        rate = self._values["learning_rate"]
+        return self._values | {
+            "learning_rate": rate.argument() if isinstance(rate, AskedLearningRate) else rate
+        }
+
+    def clone(self) -> "Self":
+        """Return an optimizer with the same hyperparameters, and without state.
+
+        >>> from fusedstep import Adam
+        >>> Adam(0.1, beta_1=0.5).clone()
+        Adam(learning_rate=0.1, beta_1=0.5)
+        """
+        return type(self)(**copy.deepcopy(self._arguments()))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Self":
@@ -147,7 +167,7 @@ class Declared:
     def __repr__(self) -> str:
         shown = [
             f"{name}={value!r}"
-            for name, value in self.get_config().items()
+            for name, value in self._arguments().items()
             if name == "learning_rate" or (name != "name" and value != self._hyperparameters[name].default)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"

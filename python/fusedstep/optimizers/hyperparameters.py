@@ -5,14 +5,16 @@ From a class's declarations follow its ``__init__``, signature, ``repr``, ``get_
 
 import inspect
 import math
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.intervals import Interval, real
+from fusedstep.schedules import LearningRateSchedule
+from fusedstep.serialization import deserialize, serialize
 
 if TYPE_CHECKING:
     from fusedstep.optimizers.declared import Declared
@@ -20,33 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Schedule = Callable[[int], float] | Callable[[], float]
-
-
-class Interval:
-    """An interval in the notation of mathematics: "[0, 1)" has 0 and not 1."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        low, high = text[1:-1].split(",")
-        self.low, self.high = float(low), float(high)
-        self.has_low, self.has_high = text[0] == "[", text[-1] == "]"
-
-    def __contains__(self, x: float) -> bool:
-        above = x >= self.low if self.has_low else x > self.low
-        below = x <= self.high if self.has_high else x < self.high
-        return above and below
-
-
-def real(value: Any, what: str) -> float:
-    """Return a real scalar, or an array of one element and no dimension, as a float."""
-    scalar = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
-    if isinstance(scalar, bool) or not isinstance(scalar, Real):
-        raise TypeError(f"{what} must be a real number, got {value!r} of type {type(value).__name__}")
-    number: Any = scalar
-    try:
-        return float(number)
-    except OverflowError:  # an integer beyond all floats
-        return math.inf if number > 0 else -math.inf
 
 
 class Hyperparameter(Generic[T]):
@@ -166,8 +141,9 @@ def hyperparameter(
 class LearningRate:
     """The learning rate: a number, or something that is asked at every step.
 
-    A callable gets the number of calls so far, or nothing where it requires no argument. An array without
-    dimensions is read anew, so whoever shares it can change it.
+    A schedule may be given by its configuration. A callable gets the number of calls so far, or nothing
+    where it requires no argument. An array without dimensions is read anew, so whoever shares it can
+    change it.
     """
 
     def __init__(self, *, default: float, kw_only: bool) -> None:
@@ -185,11 +161,15 @@ class LearningRate:
             return self
         return instance._learning_rate_at(instance._calls())
 
-    def __set__(self, instance: "Declared", value: "float | Schedule | npt.NDArray[Any]") -> None:
+    def __set__(
+        self, instance: "Declared", value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any]"
+    ) -> None:
         instance._values["learning_rate"] = self.check(value, type(instance).__name__)
 
     def check(self, value: Any, who: str) -> "float | AskedLearningRate":
         """Return a finite float, or what to ask at every step, or raise."""
+        if isinstance(value, Mapping):
+            value = deserialize(value)
         if callable(value):
             return AskedLearningRate(value)
         number = real(value, f"{who}: learning_rate")
@@ -213,7 +193,13 @@ class AskedLearningRate:
         return real(value, f"{who}: what the callable learning_rate returned")
 
     def config(self) -> Any:
-        """Return what a configuration says of it: the callable, or the number now."""
+        """Return what a configuration says of it: the schedule's own, the callable, or the number now."""
+        if isinstance(self.source, LearningRateSchedule):
+            return serialize(self.source)
+        return self.argument()
+
+    def argument(self) -> Any:
+        """Return what makes another one: the schedule, the callable, or the number now."""
         return float(self.source) if isinstance(self.source, np.ndarray) else self.source
 
 

@@ -1,15 +1,18 @@
 """The base of all optimizers: arguments, state and the step; no arithmetic."""
 
 import copy
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
@@ -182,10 +185,13 @@ class Optimizer(Declared):
             self._initial(),
             self._plans,
         )
-        self._configure(plan)
         if self._carried:
-            self._carried[0].restore(plan, type(self).__name__)
+            state = self._carried[0]
+            state.restore(plan, type(self).__name__)
+            for index, change in state.changes_in_order_of(plan).items():
+                self._adjustments = self._adjustments.and_also([plan.variable(index)], change, "")
             del self._carried[0]
+        self._configure(plan)
         self._plans.append(plan)
         self._plan = plan
 
@@ -200,6 +206,7 @@ class Optimizer(Declared):
         for plan in self._plans:
             if arrays and all(plan.owns(array) for array in arrays):
                 self._plans.remove(plan)
+                self._adjustments = self._adjustments.without(plan)
                 self._plan = self._plans[-1] if self._plans else None
                 return
         raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
@@ -397,14 +404,14 @@ class Optimizer(Declared):
                 )
         if not variables and not grads:
             return 0
-        carried = list(self._carried)
+        carried, adjustments = list(self._carried), self._adjustments
         self.build(variables)
         try:
             return self.apply(grads, variables)
         except BaseException:
             self._plans.pop()
             self._plan = None
-            self._carried = carried
+            self._carried, self._adjustments = carried, adjustments
             raise
 
     def _apply_named(self, grads: Any, variables: Any) -> int:
@@ -471,22 +478,97 @@ class Optimizer(Declared):
                 return {name: plan.slot(index, name) for name in plan.slot_names}
         raise KeyError(f"{type(self).__name__}.slots: this array was never built; build(variables) first")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain data: a copy, which later steps do not change.
+
+        Returns:
+            ``class_name`` and ``config``, as of :func:`fusedstep.serialize`, without a learning rate that
+            is a plain callable; ``version``, fusedstep's; ``builds``, one dict for each build, with
+            ``calls`` and ``updates``, ``names`` (none, where variables came as a list), ``variables``
+            (shape and dtype of each), and ``slots``, arrays by "name of the variable/slot", as in
+            "dense/kernel/momentum". Variables without names are "0", "1" and so on.
+
+        >>> from fusedstep import SGD
+        >>> w = np.zeros(2)
+        >>> opt = SGD(learning_rate=0.5, momentum=0.9)
+        >>> opt.apply({"w": np.ones(2)}, {"w": w})
+        1
+        >>> opt.state_dict()["builds"][0]["slots"]
+        {'w/momentum': array([-0.5, -0.5])}
+        """
+        return checkpoint.state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state: counts, slots and the learning rate. Steps go on to the same bits.
+
+        Builds are matched in order; in each, variables by name where both have names, else in order. What
+        is not built yet waits, and is bound at the next builds.
+
+        The learning rate is taken where both are numbers, because training may have changed it. Schedules,
+        callables and arrays, and all other hyperparameters, stay the optimizer's own; a warning names those
+        that differ. To have all of them from the state, make the optimizer of it:
+        ``fusedstep.get(state)``.
+
+        Args:
+            state: what :meth:`state_dict` returned. It is copied.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it is no such state, or that of another class or of variables with other names,
+                shapes, dtypes or slots; the differences are listed. Nothing was changed.
+        """
+        checkpoint.restore(self, state, f"{type(self).__name__}.load_state_dict")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the state to a safetensors file. Variables are yours to save.
+
+        The file is written under another name beside the path, and takes its place when it is whole and on
+        the disk: whatever happens, the path is the file that was there or the new one. A process that is
+        killed can leave a file behind whose name is the path's with a number and .tmp.
+
+        Args:
+            path: where; a file there is replaced.
+
+        Raises:
+            OSError: it cannot be written.
+            RuntimeError: the package safetensors is missing.
+        """
+        checkpoint.write(path, self.state_dict(), f"{type(self).__name__}.save")
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the state that :meth:`save` wrote, as :meth:`load_state_dict` does.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be read.
+            RuntimeError: the package safetensors is missing.
+            ValueError: the file is damaged or another library's, or see :meth:`load_state_dict`.
+        """
+        who = f"{type(self).__name__}.load"
+        checkpoint.restore(self, checkpoint.read(path, who), who)
+
     # Copies and pickles carry configuration, counts and slots, which are bound again at the next builds, by
     # name or in order.
 
     def __copy__(self) -> "Self":
-        return self._twin(self.get_config())
+        return self._twin(self._arguments())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self._twin(copy.deepcopy(self.get_config(), memo))
+        return self._twin(copy.deepcopy(self._arguments(), memo))
 
     def _twin(self, config: dict[str, Any]) -> "Self":
         twin = type(self)(**config)
-        twin._carried = [PlanState.of(plan) for plan in self._plans] + self._carried
+        twin._carried, twin._adjustments = self._states(), self._adjustments.by_name()
         return twin
 
+    def _states(self) -> list[PlanState]:
+        states = [replace(PlanState.of(plan), changes=self._adjustments.of(plan)) for plan in self._plans]
+        return states + self._carried
+
     def __getstate__(self) -> dict[str, Any]:
-        config, states = self.get_config(), [PlanState.of(plan) for plan in self._plans]
+        config = self._arguments()
         if callable(config["learning_rate"]):
             try:
                 pickle.dumps(config["learning_rate"])
@@ -495,14 +577,16 @@ class Optimizer(Declared):
                     f"{type(self).__name__}: learning_rate cannot be pickled ({error});"
                     " use a function of a module, or set a number before"
                 ) from error
-        return {"config": config, "carried": states + self._carried}
+        return {"config": config, "carried": self._states(), "adjustments": self._adjustments.by_name()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         type(self).__init__(self, **state["config"])
-        self._carried = list(state["carried"])
+        self._carried, self._adjustments = list(state["carried"]), state["adjustments"]
 
     def _calls(self) -> int:
-        return self._plan.calls if self._plan is not None else 0
+        if self._plan is None:
+            return self._carried[-1].calls if self._carried else 0
+        return self._plan.calls
 
     def _changed(self) -> None:
         for plan in self._plans:

@@ -1,12 +1,29 @@
-"""The state of one build, apart from its variables: what copies and pickles carry."""
+"""The state of one build, apart from its variables: what copies, pickles and checkpoints carry."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.optimizers.adjustments import Change
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"a count must be an integer in [0, 2^63), got {value!r}")
+    return value
+
+
+# What a plan has besides slots, by attribute, and what checks it before a load writes anything.
+SCALARS: dict[str, Callable[[Any], Any]] = {
+    "calls": _count,
+    "updates": _count,
+    "skips": _count,
+    "carried": float,
+}
 
 
 @dataclass(frozen=True)
@@ -14,14 +31,25 @@ class VariableState:
     """A variable's shape and dtype, and its slots by name."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: str
     slots: dict[str, npt.NDArray[Any]]
 
-    def fits(self, other: "VariableState") -> bool:
-        """Whether the other one could take this one's slots."""
-        return (self.shape, self.dtype) == (other.shape, other.dtype) and list(self.slots) == list(
-            other.slots
-        )
+    def differences(self, live: "VariableState", label: str) -> Iterator[str]:
+        """Say why the live one cannot take this one's slots."""
+        if self.shape != live.shape:
+            yield f"'{label}' has shape {self.shape} in the state, {live.shape} here"
+        if self.dtype != live.dtype:
+            yield f"'{label}' has dtype {self.dtype} in the state, {live.dtype} here"
+        if sorted(self.slots) != sorted(live.slots):
+            yield f"'{label}' has the slots {sorted(self.slots)} in the state, {sorted(live.slots)} here"
+        elif (self.shape, self.dtype) == (live.shape, live.dtype):
+            for name, slot in live.slots.items():
+                ours = self.slots[name]
+                if (ours.shape, ours.dtype) != (slot.shape, slot.dtype):
+                    yield (
+                        f"'{label}/{name}' is {ours.dtype} {ours.shape} in the state,"
+                        f" {slot.dtype} {slot.shape} here"
+                    )
 
 
 @dataclass(frozen=True)
@@ -31,11 +59,20 @@ class PlanState:
     The variables have their names where they were built by name.
     """
 
-    calls: int
-    updates: int
-    carried: float
+    scalars: dict[str, Any]
     names: list[str]
     variables: list[VariableState]
+    changes: dict[int, Change] = field(default_factory=dict)  # settings of single ones; not in a state_dict
+
+    @property
+    def calls(self) -> int:
+        """The number of calls so far."""
+        return int(self.scalars["calls"])
+
+    @property
+    def updates(self) -> int:
+        """The number of updates so far."""
+        return int(self.scalars["updates"])
 
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
@@ -44,26 +81,96 @@ class PlanState:
             VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
             for live in _live(plan)
         ]
-        return cls(plan.calls, plan.updates, plan.carried, plan.names, variables)
+        return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
+
+    def differences(self, plan: _native.Plan) -> list[str]:
+        """Say why this cannot be the state of the plan; nothing if it can.
+
+        Where both have names, variables are matched by name, else in order.
+        """
+        live, found = _live(plan), []
+        if self.names and plan.names:
+            here, there = set(plan.names), set(self.names)
+            found += [f"'{name}' is in the state and not here" for name in self.names if name not in here]
+            found += [f"'{name}' is here and not in the state" for name in plan.names if name not in there]
+        elif len(self.variables) != len(live):
+            found.append(f"{len(self.variables)} variables are in the state, {len(live)} here")
+        labels = plan.names or self.names or [str(i) for i in range(len(live))]
+        for label, ours, theirs in zip(labels, self._in_order_of(plan), live, strict=False):
+            if ours is not None:
+                found += ours.differences(theirs, label)
+        return found
+
+    def write(self, plan: _native.Plan) -> None:
+        """Make this the state of the plan, from which it must have no differences."""
+        for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
+            assert ours is not None
+            for name, slot in live.slots.items():
+                slot[...] = ours.slots[name]
+        for name in SCALARS:
+            setattr(plan, name, self.scalars[name])
 
     def restore(self, plan: _native.Plan, who: str) -> None:
-        """Put the state into a plan just made, by name or in order; raise where it is another's."""
-        carried = self.variables
-        if self.names and sorted(plan.names) == sorted(self.names):
-            by_name = dict(zip(self.names, self.variables, strict=True))
-            carried = [by_name[name] for name in plan.names]
-        live = _live(plan)
-        same_names = not self.names or not plan.names or sorted(plan.names) == sorted(self.names)
-        fits = same_names and len(live) == len(carried) and all(map(VariableState.fits, live, carried))
-        if not fits:
+        """Put the state into a plan just made; raise where it is another's."""
+        differences = self.differences(plan)
+        if differences:
             raise ValueError(
-                f"{who}.build: this copy carries the state of {_describe(self.variables, self.names)},"
-                f" but got {_describe(live, plan.names)}; build the same ones, in the same order"
+                f"{who}.build: the state that was copied or loaded is of other variables:"
+                f" {listed(differences)}; build the same ones, in the same order"
             )
-        for variable, source in zip(live, carried, strict=True):
-            for name, slot in variable.slots.items():
-                slot[...] = source.slots[name]
-        plan.calls, plan.updates, plan.carried = self.calls, self.updates, self.carried
+        self.write(plan)
+
+    def _in_order_of(self, plan: _native.Plan) -> list[VariableState | None]:
+        if not (self.names and plan.names):
+            return list(self.variables)
+        by_name = dict(zip(self.names, self.variables, strict=True))
+        return [by_name.get(name) for name in plan.names]
+
+    def changes_in_order_of(self, plan: _native.Plan) -> dict[int, Change]:
+        """Return the settings of single variables by their indices in the plan."""
+        if not (self.names and plan.names):
+            return self.changes
+        return {plan.names.index(self.names[index]): change for index, change in self.changes.items()}
+
+    # Plain data, as in a state_dict.
+
+    def plain(self) -> dict[str, Any]:
+        """Return scalars, names, shapes and dtypes, and the slots as "name of the variable/slot"."""
+        labels = self.names or [str(position) for position in range(len(self.variables))]
+        return {
+            **self.scalars,
+            "names": list(self.names),
+            "variables": [{"shape": list(v.shape), "dtype": v.dtype} for v in self.variables],
+            "slots": {
+                f"{label}/{name}": slot
+                for label, variable in zip(labels, self.variables, strict=True)
+                for name, slot in variable.slots.items()
+            },
+        }
+
+    @classmethod
+    def from_plain(cls, state: Mapping[str, Any]) -> "PlanState":
+        """Return a copy of what ``plain`` returned; raise whatever where it is not that."""
+        names, described = list(state["names"]), state["variables"]
+        labels = names or [str(position) for position in range(len(described))]
+        slots: dict[str, dict[str, npt.NDArray[Any]]] = {label: {} for label in labels}
+        for key, slot in state["slots"].items():
+            label, _, name = key.rpartition("/")
+            slots[label][name] = np.array(slot)
+        return cls(
+            {name: check(state[name]) for name, check in SCALARS.items()},
+            names,
+            [
+                VariableState(tuple(variable["shape"]), str(variable["dtype"]), slots[label])
+                for label, variable in zip(labels, described, strict=True)
+            ],
+        )
+
+
+def listed(differences: list[str], most: int = 10) -> str:
+    """Join differences to a text; the first of them and how many more."""
+    more = f"; and {len(differences) - most} more" if len(differences) > most else ""
+    return "; ".join(differences[:most]) + more
 
 
 def _live(plan: _native.Plan) -> list[VariableState]:
@@ -71,15 +178,8 @@ def _live(plan: _native.Plan) -> list[VariableState]:
     return [
         VariableState(
             plan.variable(index).shape,
-            plan.variable(index).dtype,
+            str(plan.variable(index).dtype),
             {name: plan.slot(index, name) for name in plan.slot_names},
         )
         for index in range(len(plan))
     ]
-
-
-def _describe(variables: list[VariableState], names: list[str]) -> str:
-    labels = names or [str(position) for position in range(len(variables))]
-    shown = [f"{n}: {v.dtype} {v.shape}" for n, v in zip(labels, variables, strict=True)]
-    more = f", and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"{len(shown)} variables ({', '.join(shown[:8])}{more})"

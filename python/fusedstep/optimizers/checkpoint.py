@@ -1,0 +1,196 @@
+"""Checkpoints: an optimizer's state as plain data, and as a safetensors file that is whole or not there."""
+
+import contextlib
+import json
+import operator
+import os
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fusedstep.optimizers.state import PlanState, listed
+from fusedstep.serialization import plain
+from fusedstep.version import __version__
+
+if TYPE_CHECKING:
+    from fusedstep.optimizers.optimizer import Optimizer
+
+Path = str | os.PathLike[str]
+
+FORMAT = 1  # of files; a version reads all formats up to its own
+
+
+def state_of(optimizer: "Optimizer") -> dict[str, Any]:
+    """Return a copy of an optimizer's state as plain data."""
+    who = type(optimizer).__name__
+    config = optimizer.get_config()
+    if callable(config["learning_rate"]):
+        del config["learning_rate"]  # it is the program's, and not in the state
+    states = [PlanState.of(plan) for plan in optimizer._plans] + optimizer._carried
+    return {
+        "class_name": who,
+        "config": {name: plain(value, f"{who}'s {name}") for name, value in config.items()},
+        "version": __version__,
+        "builds": [state.plain() for state in states],
+    }
+
+
+def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
+    """Make a state the optimizer's: check everything, then write."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{who}: state must be a dict as of state_dict, got a {type(state).__name__}")
+    try:
+        class_name, config = state["class_name"], dict(state["config"])
+        builds = [PlanState.from_plain(build) for build in state["builds"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{who}: state must be what state_dict returned, but reading it ends with"
+            f" {type(error).__name__}: {error}; its keys are {sorted(map(str, state))}"
+        ) from error
+    differences = list(_differences(optimizer, class_name, builds))
+    if differences:
+        raise ValueError(
+            f"{who}: the state is that of another optimizer or model: {listed(differences)};"
+            " nothing was loaded; make the same optimizer and build the same variables"
+        )
+    number = _number_to_take(optimizer, config, who)
+    _warn_of_hyperparameters(optimizer, config, number is not None, who)
+
+    for plan, build in zip(optimizer._plans, builds, strict=False):
+        build.write(plan)
+    optimizer._carried = builds[len(optimizer._plans) :]
+    if number is not None:
+        optimizer.learning_rate = number
+
+
+def _differences(optimizer: "Optimizer", class_name: str, builds: list[PlanState]) -> Iterator[str]:
+    if class_name != type(optimizer).__name__:
+        yield f"the class is {class_name} in the state, {type(optimizer).__name__} here"
+    if len(builds) < len(optimizer._plans):
+        yield f"{len(builds)} builds are in the state, {len(optimizer._plans)} here"
+    for number, (build, plan) in enumerate(zip(builds, optimizer._plans, strict=False)):
+        prefix = f"build {number}: " if len(optimizer._plans) > 1 else ""
+        for difference in build.differences(plan):
+            yield prefix + difference
+
+
+def _number_to_take(optimizer: "Optimizer", config: dict[str, Any], who: str) -> float | None:
+    """Return the state's learning rate where it and the optimizer's own are numbers."""
+    saved = config.get("learning_rate")
+    if not isinstance(saved, (int, float)) or not isinstance(optimizer._values["learning_rate"], float):
+        return None
+    number = type(optimizer).learning_rate.check(saved, who)
+    assert isinstance(number, float)
+    return number
+
+
+def _warn_of_hyperparameters(
+    optimizer: "Optimizer", config: dict[str, Any], takes_the_rate: bool, who: str
+) -> None:
+    own = optimizer.get_config()
+    stay = [
+        f"{name} is {config[name]!r} in the state and stays {own[name]!r}"
+        for name in own.keys() & config.keys() - {"name"} - ({"learning_rate"} if takes_the_rate else set())
+        if own[name] != config[name]
+    ]
+    if stay:
+        warnings.warn(f"{who}: {listed(sorted(stay))}", stacklevel=4)
+
+
+# Files.
+
+
+def write(path: Path, state: dict[str, Any], who: str) -> None:
+    """Write a state, so that whatever happens the path is the file before or this one, whole."""
+    safetensors = _safetensors(who)
+    tensors = {
+        f"{number}/{key}": slot
+        for number, build in enumerate(state["builds"])
+        for key, slot in build["slots"].items()
+    }
+    builds = [{key: value for key, value in b.items() if key != "slots"} for b in state["builds"]]
+    text = json.dumps({**state, "format": FORMAT, "builds": builds})
+    metadata = {"fusedstep": text, "crc32": _checksum(text, tensors)}
+
+    whole = os.path.realpath(path)  # a link stays a link
+    # Named after the thread, so that several that save to one path do not write to one file; what a killed
+    # process left is overwritten by the next of its number.
+    temporary = f"{whole}.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(safetensors.numpy.save(tensors, metadata=metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, whole)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(os.path.dirname(whole), os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, is on the disk
+    finally:
+        os.close(folder)
+
+
+def read(path: Path, who: str) -> dict[str, Any]:
+    """Return the state that a file holds; raise where it is damaged or another's."""
+    safetensors = _safetensors(who)
+    with open(path, "rb"):  # the errors of the operating system are Python's own
+        pass
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "fusedstep" not in metadata:
+                raise ValueError(
+                    f"{who}: {os.fspath(path)} must be a file of fusedstep's save, but it is another"
+                    f" safetensors file, whose metadata has the keys {sorted(metadata)}; load it with the"
+                    " library that wrote it"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{who}: {os.fspath(path)} must be a whole safetensors file, but it is truncated, damaged or"
+            f" another kind of file ({error}); use another copy of it"
+        ) from error
+
+    text = metadata["fusedstep"]
+    found = _checksum(text, tensors)
+    if metadata.get("crc32") != found:
+        raise ValueError(
+            f"{who}: {os.fspath(path)} is damaged: its checksum must be {metadata.get('crc32')},"
+            f" it is {found}; use another copy of it"
+        )
+    state: dict[str, Any] = json.loads(text)
+    if state["format"] > FORMAT:
+        raise ValueError(
+            f"{who}: {os.fspath(path)} has format {state['format']}, of fusedstep {state['version']},"
+            f" but this is fusedstep {__version__}, which reads formats up to {FORMAT}; use a newer version"
+        )
+    for number, build in enumerate(state["builds"]):
+        prefix = f"{number}/"
+        build["slots"] = {
+            key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+        }
+    return state
+
+
+def _checksum(text: str, tensors: Mapping[str, Any]) -> str:
+    crc = zlib.crc32(text.encode())
+    for key, tensor in sorted(tensors.items(), key=operator.itemgetter(0)):
+        crc = zlib.crc32(f"{key} {tensor.dtype} {tensor.shape}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view("u1"), crc)
+    return f"{crc:08x}"
+
+
+def _safetensors(who: str) -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise RuntimeError(
+            f"{who}: the package safetensors must be there, but it cannot be imported;"
+            " pip install 'fusedstep[checkpoint]'"
+        ) from None
+    return safetensors

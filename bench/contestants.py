@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 import fusedstep
 from bench.same_bytes import SameBytes
-from bench.workloads import DEEPSPEED, FUSEDSTEP, NUMPY, PAIRS, PYTORCH, SAME_BYTES, Shape
+from bench.workloads import ADAM, CLIP_EMA, DEEPSPEED, FUSEDSTEP, NUMPY, PAIRS, PYTORCH, SAME_BYTES, Shape
 
 Array = npt.NDArray[Any]
 Arrays = list[Array]
@@ -69,6 +69,50 @@ def _pairs(variables: Arrays, gradients: Arrays, learning_rate: float, threads: 
     return Contestant(lambda: opt.apply_gradients(zip(gradients, variables, strict=True)), lambda: variables)
 
 
+# Both clip: the gradients' norm is far above.
+CLIP_NORM, DECAY, EMA = 1.0, 0.01, 0.99
+
+
+def _fusedstep_clip_ema(
+    variables: Arrays, gradients: Arrays, learning_rate: float, threads: int
+) -> Contestant:
+    opt = fusedstep.AdamW(
+        learning_rate,
+        beta_1=BETA_1,
+        beta_2=BETA_2,
+        epsilon=EPSILON,
+        weight_decay=DECAY,
+        global_clipnorm=CLIP_NORM,
+        use_ema=True,
+        ema_momentum=EMA,
+    )
+    return Contestant(partial(opt.apply, gradients, variables), lambda: variables)
+
+
+def _pytorch_clip_ema(variables: Arrays, gradients: Arrays, learning_rate: float, threads: int) -> Contestant:
+    torch = import_peer("torch")
+    torch.set_num_threads(threads)
+    parameters = _parameters(variables, gradients)
+    averages = [parameter.detach().clone() for parameter in parameters]
+    opt = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(BETA_1, BETA_2), eps=EPSILON, weight_decay=DECAY, fused=True
+    )
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        opt.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - EMA)
+
+    return Contestant(step, lambda: [parameter.detach().numpy() for parameter in parameters])
+
+
+def _same_bytes_clip_ema(
+    variables: Arrays, gradients: Arrays, learning_rate: float, threads: int
+) -> Contestant:
+    return _moving(variables, gradients, threads, slots=3)
+
+
 def _parameters(variables: Arrays, gradients: Arrays) -> list[Any]:
     torch = import_peer("torch")
     parameters = []
@@ -117,20 +161,34 @@ def _numpy(variables: Arrays, gradients: Arrays, learning_rate: float, threads: 
 
 
 def _same_bytes(variables: Arrays, gradients: Arrays, learning_rate: float, threads: int) -> Contestant:
-    slots = [[np.ones(variable.shape, np.float32) for variable in variables] for _ in range(2)]
+    return _moving(variables, gradients, threads, slots=2)
+
+
+def _moving(variables: Arrays, gradients: Arrays, threads: int, slots: int) -> Contestant:
+    more = [[np.ones(variable.shape, np.float32) for variable in variables] for _ in range(slots)]
     try:
-        return Contestant(SameBytes(variables, gradients, slots, threads), lambda: variables)
+        return Contestant(SameBytes(variables, gradients, more, threads), lambda: variables)
     except RuntimeError as error:
         raise UnavailableError(str(error)) from error
 
 
-CONTESTANTS: dict[str, Callable[[Arrays, Arrays, float, int], Contestant]] = {
+Make = Callable[[Arrays, Arrays, float, int], Contestant]
+
+CONTESTANTS: dict[str, Make] = {
     FUSEDSTEP: _fusedstep,
     PAIRS: _pairs,
     PYTORCH: _pytorch,
     DEEPSPEED: _deepspeed,
     NUMPY: _numpy,
     SAME_BYTES: _same_bytes,
+}
+STEPS: dict[str, dict[str, Make]] = {
+    ADAM: CONTESTANTS,
+    CLIP_EMA: {
+        FUSEDSTEP: _fusedstep_clip_ema,
+        PYTORCH: _pytorch_clip_ema,
+        SAME_BYTES: _same_bytes_clip_ema,
+    },
 }
 
 
@@ -145,7 +203,13 @@ def import_peer(name: str) -> Any:
 
 
 def make(
-    name: str, shapes: list[Shape], *, threads: int, dtype: str = "float32", learning_rate: float = 1e-6
+    name: str,
+    shapes: list[Shape],
+    *,
+    threads: int,
+    dtype: str = "float32",
+    learning_rate: float = 1e-6,
+    step: str = ADAM,
 ) -> Contestant:
     """Make a contestant with fresh arrays.
 
@@ -153,7 +217,7 @@ def make(
         UnavailableError: it is not installed, or does not build.
     """
     variables, gradients = start(shapes, dtype)
-    return CONTESTANTS[name](variables, gradients, learning_rate, threads)
+    return STEPS[step][name](variables, gradients, learning_rate, threads)
 
 
 def disagreement(name: str, threads: int) -> float:

@@ -53,6 +53,11 @@ def slower(peer: str, workload: str) -> Callable[[Results], float]:
     return lambda results: results[workload, peer].over(results[workload, FUSEDSTEP])
 
 
+def over(workload: str, peer: str) -> Callable[[Results], float]:
+    """Measure how many times as long as a peer fusedstep takes."""
+    return lambda results: results[workload, FUSEDSTEP].over(results[workload, peer])
+
+
 def share(workload: str) -> Callable[[Results], float]:
     """Measure how fast fusedstep is where the same-bytes loop is 1."""
     return slower(SAME_BYTES, workload)
@@ -76,6 +81,9 @@ GOALS = [
     Goal("1x1000000: DeepSpeed is not faster", slower(DEEPSPEED, "1x1000000"), at_least=1),
     Goal("resnet50 runs at >= 0.9 of same bytes", share("resnet50"), at_least=0.9),
     Goal("resnet50: PyTorch is not faster", slower(PYTORCH, "resnet50"), at_least=1),
+    Goal("resnet50-clip-ema takes <= 1.25x same bytes", over("resnet50-clip-ema", SAME_BYTES), at_most=1.25),
+    Goal("resnet50-clip-ema: PyTorch takes >= 2x", slower(PYTORCH, "resnet50-clip-ema"), at_least=2),
+    Goal("1000x256-clip-ema: PyTorch takes >= 50x", slower(PYTORCH, "1000x256-clip-ema"), at_least=50),
     Goal("gpt2 runs at >= 0.9 of same bytes", share("gpt2"), at_least=0.9),
     Goal("gpt2: PyTorch is not faster", slower(PYTORCH, "gpt2"), at_least=1),
     Goal("resnet50-bfloat16 runs at >= 0.85 of same bytes", share("resnet50-bfloat16"), at_least=0.85),

@@ -146,7 +146,9 @@ def prepare(series: Series, workload: Workload, threads: int) -> Lane | None:
     try:
         if available_bytes() < 2 * workload.held_bytes:  # some copy as they are made
             raise UnavailableError("too little memory is free")
-        made = make(series.contestant, workload.shapes, dtype=workload.dtype, threads=threads)
+        made = make(
+            series.contestant, workload.shapes, dtype=workload.dtype, threads=threads, step=workload.step
+        )
     except UnavailableError as error:
         series.absent = str(error)
         return None

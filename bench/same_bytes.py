@@ -43,14 +43,15 @@ class SameBytes:
         Args:
             variables: arrays of a dtype of 2 or 4 bytes.
             gradients: arrays like them.
-            slots: two lists of float32 arrays of their shapes.
+            slots: two lists of float32 arrays of their shapes; or three, the last of averages: then the
+                gradients are read twice.
             threads: how many threads, at most.
 
         Raises:
             RuntimeError: it cannot be built here.
         """
         self._function = _library().same_bytes
-        self._function.restype = None
+        self._function.restype = ctypes.c_int
         self._streams = [variables, gradients, *slots]  # the addresses alone would not keep them
         count = len(variables)
         addresses = ctypes.c_void_p * count
@@ -58,6 +59,7 @@ class SameBytes:
         self._arguments = (
             ctypes.c_int64(count),
             *(addresses(*(array.ctypes.data for array in stream)) for stream in self._streams),
+            *([None] if len(slots) == 2 else []),
             (ctypes.c_int64 * (count + 1))(*before),
             ctypes.c_int(4 // variables[0].itemsize),
             ctypes.c_int(threads),

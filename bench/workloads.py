@@ -13,6 +13,10 @@ DEEPSPEED = "DeepSpeed"
 NUMPY = "NumPy expression"
 SAME_BYTES = "same bytes"
 
+# What a step is.
+ADAM = "Adam"
+CLIP_EMA = "clip by global norm, AdamW, EMA"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -24,6 +28,7 @@ class Workload:
     dtype: str = "float32"
     spinner: bool = False  # with a Python thread that never rests beside the steps
     pause: float = 0.0  # seconds of rest before each step
+    step: str = ADAM
 
     @property
     def elements(self) -> int:
@@ -37,13 +42,17 @@ class Workload:
 
     @property
     def step_bytes(self) -> int:
-        """The bytes that any step must move: the gradient in; the variable and two slots in and out."""
-        return (3 * self.itemsize + 2 * 2 * 4) * self.elements
+        """The bytes that any step must move: the gradient in; the variable and two slots in and out.
+
+        With clipping the gradient comes in twice; an average comes in and goes out.
+        """
+        more = self.itemsize + 2 * 4 if self.step == CLIP_EMA else 0
+        return (3 * self.itemsize + 2 * 2 * 4 + more) * self.elements
 
     @property
     def held_bytes(self) -> int:
         """The bytes of one contestant's variables, gradients and slots."""
-        return (2 * self.itemsize + 2 * 4) * self.elements
+        return (2 * self.itemsize + 3 * 4) * self.elements
 
 
 def resnet50() -> Iterator[Shape]:
@@ -84,6 +93,7 @@ RESNET50, GPT2 = list(resnet50()), list(gpt2())
 
 SMALL = (FUSEDSTEP, PAIRS, PYTORCH, DEEPSPEED, NUMPY, SAME_BYTES)
 LARGE = (FUSEDSTEP, PYTORCH, DEEPSPEED, SAME_BYTES)
+CLIPPING = (FUSEDSTEP, PYTORCH, SAME_BYTES)
 ALONE = (
     FUSEDSTEP,
     SAME_BYTES,
@@ -113,6 +123,8 @@ GROUPS: list[list[Workload]] = [
     [Workload("1x1000000", [(1_000_000,)], LARGE)],
     [Workload("resnet50", RESNET50, LARGE)],
     [Workload("resnet50-bfloat16", RESNET50, ALONE, dtype="bfloat16")],
+    [Workload("resnet50-clip-ema", RESNET50, CLIPPING, step=CLIP_EMA)],
+    [Workload("1000x256-clip-ema", [(256,)] * 1000, CLIPPING, step=CLIP_EMA)],
     [Workload("gpt2", GPT2, LARGE)],
     [Workload("gpt2-bfloat16", GPT2, ALONE, dtype="bfloat16")],
 ]
@@ -120,4 +132,4 @@ GROUPS: list[list[Workload]] = [
 MEMORY = "memory"  # the name of the check in memory.py
 
 assert (len(RESNET50), GROUPS[6][0].elements) == (161, 25_557_032)
-assert (len(GPT2), GROUPS[8][0].elements) == (148, 124_439_808)
+assert (len(GPT2), GROUPS[10][0].elements) == (148, 124_439_808)

@@ -153,6 +153,19 @@ def ftrl(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
     return (clip(z, -l1, l1) - z) / ((root(next_n) * i) + j)
 
 
+def lamb(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    k = C(1 / (1 - power(h["beta_1"], t)))
+    r = C(1 / math.sqrt(1 - power(h["beta_2"], t)))
+    s["momentum"] = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["velocity"] = (C(h["beta_2"]) * s["velocity"]) + (C(1 - h["beta_2"]) * (g * g))
+    u = (s["momentum"] * k) / ((np.sqrt(s["velocity"]) * r) + C(h["epsilon"]))
+    of_p, of_u = math.sqrt(sum_of_squares(p)), math.sqrt(sum_of_squares(u))
+    with np.errstate(all="ignore"):
+        ratio = float(np.float64(of_p) / of_u) if of_p > 0 and of_u > 0 else 1.0
+    return p - C(lr * ratio) * u
+
+
 def lion(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
     C = p.dtype.type
     direction = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
@@ -171,6 +184,7 @@ REFERENCES: dict[type[Optimizer], Callable[[Array, Array, Slots, Config, float, 
     fusedstep.Nadam: nadam,
     fusedstep.Ftrl: ftrl,
     fusedstep.Lion: lion,
+    fusedstep.Lamb: lamb,
 }
 
 

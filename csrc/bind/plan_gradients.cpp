@@ -204,7 +204,9 @@ void Plan::finish_averages() {
   }
   step.gradients = none.data();
   step.cost_before = costs.data();
-  run(step, current_target(), {}, nullptr, threads_for(costs.back()));
+  norms_.clip = Norms::none;
+  norms_.skip_not_finite = false;
+  run(step, current_target(), {}, norms_, threads_for(costs.back()));
 }
 
 }  // namespace fusedstep

@@ -323,7 +323,6 @@ void Plan::carry_on(const Step& step) {
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
 // where one of them is not ordinary.
 bool Plan::run_timed(const Step& step, Call& call, bool check) {
-  const bool needs_norms = norms_.clip != Norms::none || norms_.skip_not_finite;
   struct Context {
     Plan& plan;
     Call& call;
@@ -349,13 +348,12 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
     };
   }
   const double begin = now();
-  const Outcome outcome = run(step, current_target(), before, needs_norms ? &norms_ : nullptr,
-                              pace_.choose(cost, threads_for(cost), begin));
+  const Outcome outcome = run(step, current_target(), before, norms_, pace_.choose(cost, threads_for(cost), begin));
   const double end = now();
   context.gil.reset();
   if (outcome == Outcome::not_good) return false;
   pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
-  norm = needs_norms ? std::optional(norms_.norm) : std::nullopt;
+  norm = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped = outcome == Outcome::skipped;
   if (skipped) {
     ++skips;

@@ -88,11 +88,13 @@ struct Run {
 };
 
 // One optimizer rule as one target compiled it, for one compute type. `coefficients` makes the rule's
-// struct; `sweep` applies it, with the stages around it, to a run.
+// struct; `sweep` applies it, with the stages around it, to a run. A rule that needs norms of its updates takes
+// two passes: `sweep` writes the sums of squares that `finish` needs, once they are ratios.
 struct CompiledRule {
   void (*coefficients)(const double* hyperparameters, double learning_rate, std::uint64_t t, double carried,
                        void* rule);
   void (*sweep)(const void* rule, const Step& step, const Run& run);
+  void (*finish)(const void* rule, const Step& step, const Run& run);  // null where there is one pass
 };
 
 // What a target compiled beside the rules, for one compute type.
@@ -113,6 +115,15 @@ struct Rule {
   CompiledRule compiled[compute_types];
 };
 
+// Between the passes of a rule that takes two: sums of squares for each leaf of the tree, of the variable before its
+// update and of the update; and for each owner what its updates are multiplied by.
+struct Ratios {
+  const std::size_t* leaves_before;  // of each array
+  double* variable_squares;
+  double* update_squares;
+  const double* ratios;
+};
+
 struct Step {
   int rule;  // index in the list of rules, the same in every target
   const double* hyperparameters;
@@ -126,6 +137,7 @@ struct Step {
   const std::uint64_t* cost_before;  // count + 1 running sums of the arrays' costs, see slices.hpp
   std::size_t count;
   const double* factors;  // for each owner; may be null
+  const Ratios* ratios;
   std::byte* slots[max_slots];
   std::byte* accumulator;
   std::byte* average;

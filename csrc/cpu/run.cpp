@@ -64,8 +64,8 @@ void for_arrays(const Step& step, Place begin, Place end, const Work& work) {
   }
 }
 
-// The update of what lies between two places, which may be in different arrays.
-void update_part(const Step& step, const Rule& rule, const MadeRules& made, Place begin, Place end) {
+// One pass over what lies between two places, which may be in different arrays.
+void sweep_part(const Step& step, const Rule& rule, const MadeRules& made, bool finishing, Place begin, Place end) {
   const std::size_t arrays_end = end.element > 0 ? end.array + 1 : end.array;
   for (std::size_t first = begin.array; first < arrays_end;) {
     const Array& array = step.arrays[first];
@@ -76,7 +76,8 @@ void update_part(const Step& step, const Rule& rule, const MadeRules& made, Plac
     }
     const Run run = {first, after - first, first == begin.array ? begin.element : 0,
                      after == arrays_end && end.element > 0 ? end.element : step.arrays[after - 1].size};
-    rule.compiled[array.compute].sweep(made(array), step, run);
+    const CompiledRule& compiled = rule.compiled[array.compute];
+    (finishing ? compiled.finish : compiled.sweep)(made(array), step, run);
     first = after;
   }
 }
@@ -106,14 +107,13 @@ bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begi
   return finite;
 }
 
-// From the leaves' sums to norms and factors. (Not inlined: its arithmetic must stay in the mode that is set.)
-[[gnu::noinline]] void finish_norms(const Step& step, Norms& norms) {
+// From the leaves' sums to the owners', in norms.owner_sums.
+void sum_owners(const Step& step, Norms& norms, std::vector<double>& leaf_sums) {
   using baseline::sum_of_tree;
-  std::vector<double>& sums = norms.owner_sums;
-  sums.assign(norms.owners, 0);
+  norms.owner_sums.assign(norms.owners, 0);
   const auto sum_of_array = [&](std::size_t i) {
     const std::size_t leaves = norms.leaves_before[i + 1] - norms.leaves_before[i];
-    return sum_of_tree(norms.leaf_sums.data() + norms.leaves_before[i], static_cast<std::int64_t>(leaves));
+    return sum_of_tree(leaf_sums.data() + norms.leaves_before[i], static_cast<std::int64_t>(leaves));
   };
   for (std::size_t begin = 0, end; begin < step.count; begin = end) {
     const std::uint32_t owner = step.arrays[begin].owner;
@@ -122,9 +122,15 @@ bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begi
       if (of_rows.empty()) of_rows.push_back(sum_of_array(begin));
       of_rows.push_back(sum_of_array(end));
     }
-    sums[owner] =
+    norms.owner_sums[owner] =
         of_rows.empty() ? sum_of_array(begin) : sum_of_tree(of_rows.data(), static_cast<std::int64_t>(of_rows.size()));
   }
+}
+
+// To norms and factors. (Not inlined, as the next one: its arithmetic must stay in the mode that is set.)
+[[gnu::noinline]] void finish_norms(const Step& step, Norms& norms) {
+  sum_owners(step, norms, norms.leaf_sums);
+  std::vector<double>& sums = norms.owner_sums;
   const auto factor = [&](double norm) {
     const double clip = norm <= norms.largest ? 1 : norms.largest / norm;
     return norms.sign * (clip * norms.scale);
@@ -132,8 +138,19 @@ bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begi
   if (norms.clip == Norms::each) {
     for (std::size_t i = 0; i < norms.owners; ++i) norms.factors[i] = factor(std::sqrt(sums[i]) * norms.scale);
   }
-  norms.norm = std::sqrt(sum_of_tree(sums.data(), static_cast<std::int64_t>(sums.size()))) * norms.scale;
+  norms.norm = std::sqrt(baseline::sum_of_tree(sums.data(), static_cast<std::int64_t>(sums.size()))) * norms.scale;
   if (norms.clip == Norms::all) std::ranges::fill(norms.factors, factor(norms.norm));
+}
+
+// What each owner's updates are multiplied by between two passes.
+[[gnu::noinline]] void finish_ratios(const Step& step, Norms& norms) {
+  sum_owners(step, norms, norms.variable_squares);
+  norms.ratios = norms.owner_sums;
+  sum_owners(step, norms, norms.update_squares);
+  for (std::size_t i = 0; i < norms.owners; ++i) {
+    const double of_variable = std::sqrt(norms.ratios[i]), of_update = std::sqrt(norms.owner_sums[i]);
+    norms.ratios[i] = of_variable > 0 && of_update > 0 ? of_variable / of_update : 1;
+  }
 }
 
 }  // namespace
@@ -142,8 +159,12 @@ int threads_for(std::uint64_t cost) {
   return static_cast<int>(std::clamp<std::uint64_t>(cost / cost_per_thread, 1, thread_count()));
 }
 
-Outcome run(const Step& step, const Target& target, const Before& before, Norms* norms, int threads) {
-  const Rule& rule = target.rules[step.rule];
+Outcome run(const Step& whole_step, const Target& target, const Before& before, Norms& norms, int threads) {
+  const Rule& rule = target.rules[whole_step.rule];
+  const bool two_passes = rule.compiled[compute_float32].finish != nullptr;
+  Ratios ratios = {};
+  Step step = whole_step;
+  step.ratios = &ratios;
   const MadeRules made(step, rule);
 
   // Each thread checks the arrays that begin in its share.
@@ -152,33 +173,48 @@ Outcome run(const Step& step, const Target& target, const Before& before, Norms*
     return before.is_good == nullptr || before.is_good(before.context, first_beginning(begin), first_beginning(end));
   };
   const auto finish_check = [&] {
-    if (norms != nullptr) count_leaves(step, *norms);
+    if (norms.wanted() || two_passes) count_leaves(step, norms);
+    if (two_passes) {
+      norms.variable_squares.resize(norms.leaf_sums.size());
+      norms.update_squares.resize(norms.leaf_sums.size());
+      norms.ratios.resize(norms.owners);
+      ratios = {norms.leaves_before.data(), norms.variable_squares.data(), norms.update_squares.data(),
+                norms.ratios.data()};
+    }
     if (before.all_good != nullptr) before.all_good(before.context);
   };
   const auto sum_share = [&](Place begin, Place end) {
     const DefaultFloatEnvironment environment;
-    return sum_leaves(step, target, *norms, begin, end);
+    return sum_leaves(step, target, norms, begin, end);
   };
   const auto finish_sums = [&](bool finite) {
     const DefaultFloatEnvironment environment;
-    norms->finite = finite;
-    finish_norms(step, *norms);
-    return norms->skip_not_finite && !finite ? Outcome::skipped : Outcome::done;
+    norms.finite = finite;
+    finish_norms(step, norms);
+    return norms.skip_not_finite && !finite ? Outcome::skipped : Outcome::done;
   };
-  const auto update_share = [&](Place begin, Place end) {
+  const auto sweep_share = [&](bool finishing, Place begin, Place end) {
     const DefaultFloatEnvironment environment;
-    update_part(step, rule, made, begin, end);
+    sweep_part(step, rule, made, finishing, begin, end);
+  };
+  const auto finish_first_pass = [&] {
+    const DefaultFloatEnvironment environment;
+    finish_ratios(step, norms);
   };
 
   if (threads == 1) {
     const Place begin = {0, 0}, end = {step.count, 0};
     if (!check_share(begin, end)) return Outcome::not_good;
     finish_check();
-    if (norms != nullptr) {
+    if (norms.wanted()) {
       const Outcome outcome = finish_sums(sum_share(begin, end));
       if (outcome != Outcome::done) return outcome;
     }
-    update_share(begin, end);
+    sweep_share(false, begin, end);
+    if (two_passes) {
+      finish_first_pass();
+      sweep_share(true, begin, end);
+    }
     return Outcome::done;
   }
   std::atomic<bool> good{true}, finite{true};
@@ -191,23 +227,34 @@ Outcome run(const Step& step, const Target& target, const Before& before, Norms*
     const Place end = part_begin(step, thread + 1, omp_get_num_threads());
     if (!check_share(begin, end)) good = false;
 #pragma omp barrier
+    // From here on all threads agree on the outcome, which changes between barriers only.
 #pragma omp master
     {
-      if (!good) {
-        outcome = Outcome::not_good;
-      } else {
+      if (good) {
         finish_check();
+      } else {
+        outcome = Outcome::not_good;
       }
     }
-    if (norms != nullptr) {
+    if (norms.wanted()) {
 #pragma omp barrier
       if (outcome == Outcome::done && !sum_share(begin, end)) finite = false;
 #pragma omp barrier
 #pragma omp master
       if (outcome == Outcome::done) outcome = finish_sums(finite);
+    }
+    if (norms.wanted() || two_passes) {
 #pragma omp barrier
     }
-    if (good && (norms == nullptr || outcome == Outcome::done)) update_share(begin, end);
+    const bool sweeps = norms.wanted() || two_passes ? outcome == Outcome::done : good.load();
+    if (sweeps) sweep_share(false, begin, end);
+    if (two_passes) {
+#pragma omp barrier
+#pragma omp master
+      if (sweeps) finish_first_pass();
+#pragma omp barrier
+      if (sweeps) sweep_share(true, begin, end);
+    }
   }
 #endif
   return outcome;

@@ -37,15 +37,18 @@ struct Norms {
   bool finite;
   std::vector<double> factors;  // for each owner
 
+  bool wanted() const { return clip != none || skip_not_finite; }
+
   // Scratch, kept from one step to the next.
-  std::vector<std::size_t> leaves_before;  // of each array, in leaf_sums
+  std::vector<std::size_t> leaves_before;  // of each array, in sums over leaves
   std::vector<double> leaf_sums, owner_sums;
+  std::vector<double> variable_squares, update_squares, ratios;  // of rules with two passes
 };
 
 enum class Outcome : std::uint8_t { done, not_good, skipped };
 
 // Runs the step if all is good and nothing speaks against it; else changes nothing.
-Outcome run(const Step& step, const Target& target, const Before& before, Norms* norms, int threads);
+Outcome run(const Step& step, const Target& target, const Before& before, Norms& norms, int threads);
 
 // The number of threads for large steps: the one set, else what OpenMP says (OMP_NUM_THREADS).
 int thread_count();

@@ -63,8 +63,8 @@ const fusedstep::Rule Table<R...>::rules[] = {{R<float>::name,
                                                R<float>::Hyperparameters::names.list,
                                                R<float>::Hyperparameters::names.count,
                                                carry_of<R<double>>(),
-                                               {{coefficients<R<float>>, sweep_run<R<float>, float>},
-                                                {coefficients<R<double>>, sweep_run<R<double>, double>}}}...};
+                                               {compiled_rule<R<float>, float>(coefficients<R<float>>),
+                                                compiled_rule<R<double>, double>(coefficients<R<double>>)}}...};
 
 template <template <class> class... R>
 constexpr Table<R...> table_of(List<R...>) {

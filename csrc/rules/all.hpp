@@ -6,6 +6,7 @@
 #include "rules/adam.hpp"
 #include "rules/adamax.hpp"
 #include "rules/ftrl.hpp"
+#include "rules/lamb.hpp"
 #include "rules/lion.hpp"
 #include "rules/nadam.hpp"
 #include "rules/rmsprop.hpp"
@@ -18,6 +19,6 @@ struct List {};
 
 using AllRules = List<Sgd, SgdMomentum, SgdNesterov, Adam, AdamAmsgrad, Rmsprop, RmspropCentered, RmspropMomentum,
                       RmspropCenteredMomentum, Adagrad, Adadelta, Adamax, Nadam, Ftrl, FtrlShrinkage, FtrlPower,
-                      FtrlPowerShrinkage, Lion>;
+                      FtrlPowerShrinkage, Lion, Lamb>;
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -73,7 +73,8 @@ int main(int argc, char** argv) {
     const auto size = read<std::int64_t>(in);
     tensor.variable = read_bytes(in, size * bytes_of(dtype));
     tensor.gradient = read_bytes(in, size * bytes_of(gradient_dtype));
-    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype), 0, 0});
+    const auto owner = static_cast<std::uint32_t>(arrays.size());
+    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype), 0, owner});
     gradients.push_back({tensor.gradient.data(), nullptr, gradient_dtype});
     cost_before.push_back(cost_before.back() + cost_of(arrays.back()));
   }
@@ -92,8 +93,10 @@ int main(int argc, char** argv) {
   step.cost_before = cost_before.data();
   step.count = arrays.size();
   step.carried = 1;
+  Norms norms = {};
+  norms.owners = step.count;
   for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) {
-    run(step, target, {}, nullptr, 1);
+    run(step, target, {}, norms, 1);
     if (rule.carry != nullptr) step.carried = rule.carry(step.hyperparameters, step.t, step.carried);
   }
 

@@ -8,6 +8,7 @@ from fusedstep.optimizers.adagrad import Adagrad
 from fusedstep.optimizers.adam import Adam, AdamW
 from fusedstep.optimizers.adamax import Adamax
 from fusedstep.optimizers.ftrl import Ftrl
+from fusedstep.optimizers.lamb import Lamb
 from fusedstep.optimizers.lion import Lion
 from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
@@ -23,6 +24,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Ftrl",
+    "Lamb",
     "Lion",
     "Nadam",
     "Optimizer",
@@ -41,6 +43,7 @@ ALL: tuple[type[Optimizer], ...] = (
     Nadam,
     Ftrl,
     Lion,
+    Lamb,
 )
 
 for _cls in ALL:

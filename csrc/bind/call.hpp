@@ -1,7 +1,7 @@
 // What lives as long as one call of a plan's step.
 #pragma once
 
-#include <deque>
+#include <list>
 #include <vector>
 
 #include "bind/items.hpp"
@@ -34,7 +34,7 @@ struct Plan::Call {
   std::vector<std::size_t> index_of_position;  // of the variables that came
   std::size_t given = 0;                       // gradients that are not None
   std::vector<Gradient> gradients;             // of all replicas, where there are more than one
-  std::deque<GivenRows> rows;
+  std::list<GivenRows> rows;  // which stay where they are
 
   // Where only the rows that are touched are updated: those, and the other arrays.
   std::vector<Array> arrays;

@@ -159,6 +159,36 @@ def test_replicas(options: dict[str, Any], mean: bool, threads: int) -> None:
     assert_same(opt, variables, reference)
 
 
+def test_replicas_by_name_and_refused_ones() -> None:
+    opt, w = SGD(1.0), np.zeros(2)
+    replicas = [{"a": {"w": np.ones(2)}}, {"a": {"w": np.full(2, 2.0)}}]
+    assert opt.apply(variables={"a": {"w": w}}, replicas=replicas) == 1
+    assert opt.apply(replicas=replicas, mean=True) == 2
+    assert (w == -4.5).all()
+    assert SGD().apply(variables=[], replicas=[[], []]) == 0
+    for refused, sentence in (
+        ({"grads": [w.copy()], "replicas": [[w.copy()]]}, "and grads is given, too; put all into replicas"),
+        ({"replicas": []}, "replicas has 0 lists of gradients; pass one at least"),
+        (
+            {"replicas": [[w.copy()], []]},
+            "replicas[1] has 0 items, replicas[0] 1; pass one gradient",
+        ),
+        ({"replicas": [[None], [None]]}, "all 1 gradients are None"),
+        (
+            {"replicas": [[w.copy()], [np.ones(3)]]},
+            "replicas[1]['a/w'] has shape (3,), its variable",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            opt.apply(variables=None, **refused)
+    fresh = SGD(1.0)
+    with pytest.raises(ValueError, match=re.escape("replicas[1][0] has shape (3,), its variable has (2,)")):
+        fresh.apply(variables=[w], replicas=[[w.copy()], [np.ones(3)]])
+    assert fresh.variables == []
+    assert fresh.apply([np.ones(2)], [np.zeros(2)]) == 1, "the build of a first step that was refused is gone"
+    assert (w == -4.5).all()
+
+
 def test_settings_of_single_variables(threads: int) -> None:
     rng = np.random.default_rng(7)
     variables = {f"layer{i}/{name}": random_array(rng, 40_000, np.float32) for i in range(4) for name in "ab"}

@@ -2,6 +2,7 @@
 #include "bind/plan.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <string_view>
 
 #include "bind/refuse.hpp"
@@ -199,6 +200,9 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
     });
     arrays_[i].settings = static_cast<std::uint16_t>(same - groups_.begin());
     if (same == groups_.end()) groups_.push_back(own);
+    if (groups_.size() > std::numeric_limits<std::uint16_t>::max()) {
+      refuse_value(optimizer_ + ": more than 65535 different settings of single variables; share some");
+    }
     frozen_[i] = own.frozen;
   }
   costs_known_ = false;

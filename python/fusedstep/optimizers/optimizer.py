@@ -254,6 +254,7 @@ class Optimizer(Declared):
             self._changed()
         except BaseException:
             self._adjustments = before
+            self._changed()
             raise
 
     def exclude_from_weight_decay(
@@ -343,22 +344,18 @@ class Optimizer(Declared):
                 f"{who}: replicas has {len(lists)} lists of gradients"
                 + (" and grads is given, too; put all into replicas" if lists else "; pass one at least")
             )
+        if self._plan is None:
+            return self._build_and_apply(None, variables, lists, mean)
         if isinstance(variables, Mapping):
             arrays = flatten(variables, who)
             lists = [in_order_of(list(arrays), flatten(one, who), who) for one in lists]
             variables = list(arrays.values())
-        elif self._plan is not None and isinstance(lists[0], Mapping):
+        elif isinstance(lists[0], Mapping):
             lists = [in_order_of(self._plan.names, flatten(one, who), who) for one in lists]
-        if self._plan is None:
-            if variables is None:
-                raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
-            self.build(variables)
         plan = self._plan
         if variables is not None:
             variables = _native.items_of(variables, f"{who}: variables")
             plan = next((p for p in self._plans if variables and p.owns(variables[0])), plan)
-        if plan is None:
-            return 0
         return plan.step(lists[0], variables, self._learning_rate_at(plan.calls), lists[1:], mean)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
@@ -390,24 +387,31 @@ class Optimizer(Declared):
         self._plan = plan
         return calls
 
-    def _build_and_apply(self, grads: Any, variables: Any) -> int:
+    def _build_and_apply(
+        self, grads: Any, variables: Any, replicas: list[Any] | None = None, mean: bool = False
+    ) -> int:
         who = f"{type(self).__name__}.apply"
         if variables is None:
             raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
+        first = grads if replicas is None else replicas[0]
         if not isinstance(variables, Mapping):
-            grads = _native.items_of(grads, f"{who}: grads")
+            first = _native.items_of(first, f"{who}: grads")
             variables = _native.items_of(variables, f"{who}: variables")
-            if not variables and grads:
+            if not variables and first:
                 raise ValueError(
-                    f"{who}: grads has {len(grads)} items, variables 0;"
+                    f"{who}: grads has {len(first)} items, variables 0;"
                     " pass one gradient for each variable, None where there is none"
                 )
-        if not variables and not grads:
+        if not variables and not first:
             return 0
+        if replicas is None:
+            grads = first
+        else:
+            replicas = [first, *replicas[1:]]
         carried, adjustments = list(self._carried), self._adjustments
         self.build(variables)
         try:
-            return self.apply(grads, variables)
+            return self.apply(grads, variables, replicas=replicas, mean=mean)
         except BaseException:
             self._plans.pop()
             self._plan = None

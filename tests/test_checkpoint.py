@@ -175,8 +175,8 @@ def test_the_state_is_plain_data() -> None:
     opt, variables = AdamW(CosineDecay(0.1, 10), amsgrad=True), named()
     opt.apply(named(1), variables)
     state = opt.state_dict()
-    assert state.keys() == {"class_name", "config", "version", "builds"}
-    assert state["class_name"] == "AdamW"
+    assert state.keys() == {"class_name", "rule", "config", "version", "builds"}
+    assert (state["class_name"], state["rule"]) == ("AdamW", "adam_amsgrad")
     assert state["config"] == fusedstep.serialize(opt)["config"]
     assert state["version"] == fusedstep.__version__
     (build,) = state["builds"]
@@ -294,6 +294,15 @@ def test_other_hyperparameters_stay_and_a_warning_names_them(tmp_path: Path) -> 
 
 
 # Whole or nothing.
+
+
+def test_a_state_of_another_rule_with_the_same_slots() -> None:
+    opt, w = SGD(0.1, momentum=0.9), np.ones(3)
+    opt.apply([np.ones(3)], [w])
+    goal = SGD(0.1, momentum=0.9, nesterov=True)
+    with pytest.raises(ValueError, match="the rule is sgd_momentum in the state, sgd_nesterov here"):
+        goal.load_state_dict(opt.state_dict())
+    assert goal.iterations == 0
 
 
 def sentence_of(goal: Optimizer, state: dict[str, Any]) -> str:

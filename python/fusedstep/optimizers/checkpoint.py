@@ -31,6 +31,7 @@ def state_of(optimizer: "Optimizer") -> dict[str, Any]:
     states = [PlanState.of(plan) for plan in optimizer._plans] + optimizer._carried
     return {
         "class_name": who,
+        "rule": optimizer._rule(),
         "config": {name: plain(value, f"{who}'s {name}") for name, value in config.items()},
         "version": __version__,
         "builds": [state.plain() for state in states],
@@ -42,14 +43,14 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
     if not isinstance(state, Mapping):
         raise TypeError(f"{who}: state must be a dict as of state_dict, got a {type(state).__name__}")
     try:
-        class_name, config = state["class_name"], dict(state["config"])
+        kind, config = (state["class_name"], state["rule"]), dict(state["config"])
         builds = [PlanState.from_plain(build) for build in state["builds"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{who}: state must be what state_dict returned, but reading it ends with"
             f" {type(error).__name__}: {error}; its keys are {sorted(map(str, state))}"
         ) from error
-    differences = list(_differences(optimizer, class_name, builds))
+    differences = list(_differences(optimizer, kind, builds))
     if differences:
         raise ValueError(
             f"{who}: the state is that of another optimizer or model: {listed(differences)};"
@@ -65,9 +66,12 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
         optimizer.learning_rate = number
 
 
-def _differences(optimizer: "Optimizer", class_name: str, builds: list[PlanState]) -> Iterator[str]:
-    if class_name != type(optimizer).__name__:
-        yield f"the class is {class_name} in the state, {type(optimizer).__name__} here"
+def _differences(optimizer: "Optimizer", kind: tuple[str, str], builds: list[PlanState]) -> Iterator[str]:
+    (class_name, rule), here = kind, type(optimizer).__name__
+    if class_name != here:
+        yield f"the class is {class_name} in the state, {here} here"
+    elif rule != optimizer._rule():
+        yield f"the rule is {rule} in the state, {optimizer._rule()} here"
     if len(builds) < len(optimizer._plans):
         yield f"{len(builds)} builds are in the state, {len(optimizer._plans)} here"
     for number, (build, plan) in enumerate(zip(builds, optimizer._plans, strict=False)):

@@ -487,10 +487,11 @@ class Optimizer(Declared):
 
         Returns:
             ``class_name`` and ``config``, as of :func:`fusedstep.serialize`, without a learning rate that
-            is a plain callable; ``rule``, the name of its arithmetic; ``version``, fusedstep's; ``builds``, one dict for each build, with
-            ``calls`` and ``updates``, ``names`` (none, where variables came as a list), ``variables``
-            (shape and dtype of each), and ``slots``, arrays by "name of the variable/slot", as in
-            "dense/kernel/momentum". Variables without names are "0", "1" and so on.
+            is a plain callable; ``rule``, the name of the arithmetic; ``version``, fusedstep's; ``builds``,
+            one dict for each build, with ``calls``, ``updates``, ``skips`` and ``carried`` (what Nadam
+            carries from update to update), ``names`` (none, where variables came as a list),
+            ``variables`` (shape and dtype of each), and ``slots``, arrays by "name of the variable/slot",
+            as in "dense/kernel/momentum". Variables without names are "0", "1" and so on.
 
         >>> from fusedstep import SGD
         >>> w = np.zeros(2)

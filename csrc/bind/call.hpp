@@ -40,10 +40,19 @@ struct Plan::Call {
   std::vector<Array> arrays;
   std::vector<Gradient> gradients_of_rows;
   std::vector<std::uint64_t> cost_before;
+  std::vector<bool> split;  // which of the variables these rows are of
 
   // Keeps the gradients alive, whatever happens to their list. False, with a Python error set, where there is no
   // memory for it.
   bool hold() { return grads.hold() && variables.hold(); }
+
+  // What keeps all that gradients are read from alive, where there are no replicas.
+  py::list held() const {
+    py::list all;
+    all.append(grads.sequence());
+    for (const py::object& copy : copies) all.append(copy);
+    return all;
+  }
 };
 
 }  // namespace fusedstep

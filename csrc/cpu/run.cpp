@@ -143,7 +143,7 @@ int threads_for(std::uint64_t cost) {
 }
 
 Outcome run(const Step& step, const Target& target, const Before& before, Norms* norms, int threads) {
-  const Rule& rule = target.rules[step.rule];
+  const Rule& rule = step.custom != nullptr ? *step.custom : target.rules[step.rule];
   const MadeRules made(step, rule);
 
   // Each thread checks the arrays that begin in its share.

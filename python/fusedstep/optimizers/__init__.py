@@ -7,7 +7,9 @@ from fusedstep.optimizers.adadelta import Adadelta
 from fusedstep.optimizers.adagrad import Adagrad
 from fusedstep.optimizers.adam import Adam, AdamW
 from fusedstep.optimizers.adamax import Adamax
+from fusedstep.optimizers.custom import CustomOptimizer
 from fusedstep.optimizers.ftrl import Ftrl
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.lion import Lion
 from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
@@ -22,12 +24,14 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "CustomOptimizer",
     "Ftrl",
     "Lion",
     "Nadam",
     "Optimizer",
     "RMSprop",
     "get",
+    "hyperparameter",
 ]
 
 ALL: tuple[type[Optimizer], ...] = (

@@ -762,7 +762,7 @@ def test_base_class_does_not_step() -> None:
         refused(
             call,
             "NotImplementedError: Optimizer has no rule: the base class does not step;"
-            " use fusedstep.Adam or another",
+            " use fusedstep.Adam or another, or derive from fusedstep.CustomOptimizer",
         )
     assert (w == 1).all()
     assert opt.iterations == 0

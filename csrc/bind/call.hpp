@@ -34,16 +34,25 @@ struct Plan::Call {
   std::vector<std::size_t> index_of_position;  // of the variables that came
   std::size_t given = 0;                       // gradients that are not None
   std::vector<Gradient> gradients;             // of all replicas, where there are more than one
-  std::list<GivenRows> rows;  // which stay where they are
+  std::list<GivenRows> rows;                   // which stay where they are
 
   // Where only the rows that are touched are updated: those, and the other arrays.
   std::vector<Array> arrays;
   std::vector<Gradient> gradients_of_rows;
   std::vector<std::uint64_t> cost_before;
+  std::vector<bool> split;  // which of the variables these rows are of
 
   // Keeps the gradients alive, whatever happens to their list. False, with a Python error set, where there is no
   // memory for it.
   bool hold() { return grads.hold() && variables.hold(); }
+
+  // What keeps all that gradients are read from alive, where there are no replicas.
+  py::list held() const {
+    py::list all;
+    all.append(grads.sequence());
+    for (const py::object& copy : copies) all.append(copy);
+    return all;
+  }
 };
 
 }  // namespace fusedstep

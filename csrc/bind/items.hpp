@@ -31,6 +31,7 @@ class Items {
     look();
     return true;
   }
+  const py::object& sequence() const { return sequence_; }
 
  private:
   void look() {

@@ -113,11 +113,16 @@ PYBIND11_MODULE(_native, module) {
       .def("choose", &Pace::choose, py::arg("cost"), py::arg("threads"), py::arg("now"))
       .def("measured", &Pace::measured, py::arg("cost"), py::arg("begin"), py::arg("end"), py::arg("undisturbed"));
 
+  py::class_<CustomRule, std::shared_ptr<CustomRule>>(module, "CustomRule")
+      .def(py::init<std::vector<std::string>, py::object, bool>(), py::arg("slots"), py::arg("optimizer"),
+           py::arg("has_rows"));
+
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
       .def(py::init<std::string, const std::string&, bool, bool, const py::list&, std::vector<std::string>,
-                    const std::unordered_map<std::string, double>&, const std::vector<std::shared_ptr<Plan>>&>(),
+                    const std::unordered_map<std::string, double>&, const std::vector<std::shared_ptr<Plan>>&,
+                    std::shared_ptr<CustomRule>>(),
            py::arg("optimizer"), py::arg("rule"), py::arg("accumulates"), py::arg("averages"), py::arg("variables"),
-           py::arg("names"), py::arg("initial"), py::arg("others"))
+           py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none())
       .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
            py::arg("settings"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),

@@ -44,10 +44,11 @@ void Plan::check_updatable(const ArrayView& view, const std::string& what) {
 
 Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
            std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
-           const std::vector<std::shared_ptr<Plan>>& others)
+           const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom)
     : optimizer_(std::move(optimizer)),
       who_(optimizer_ + ".apply: "),
       rule_(rule_number(rule)),
+      custom_(std::move(custom)),
       accumulates_(accumulates),
       averages_(averages),
       names_(std::move(names)) {
@@ -68,6 +69,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   lay_out_slots(initial);
   collect_written();
   check_written(others);
+  if (custom_) show_to_custom_rule();
   gradients_.resize(count);
   cost_before_.resize(count + 1);
   gap_.resize(count);
@@ -127,6 +129,20 @@ std::vector<std::string> Plan::all_slot_names(const Rule& rule) const {
   return all;
 }
 
+void Plan::show_to_custom_rule() {
+  for (std::size_t i = 0; i < count(); ++i) {
+    const Array& array = arrays_[i];
+    CustomRule::Variable& variable = custom_->variables.emplace_back();
+    variable.whole = array;
+    variable.shape.assign(shape_of(built_[i]), shape_of(built_[i]) + built_[i].ndim);
+    if (bytes_of(array.dtype) == bytes_of(array.compute)) {
+      variable.array = py::array(py::dtype(name_of(array.dtype)), py::array::ShapeContainer(variable.shape),
+                                 array.variable, built_[i].object);
+    }
+    for (int k = 0; k < rule().slot_count; ++k) variable.slots.push_back(slot(i, rule().slots[k]));
+  }
+}
+
 void Plan::collect_written() {
   for (std::size_t i = 0; i < arrays_.size(); ++i) {
     const Array& array = arrays_[i];
@@ -175,7 +191,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
                      const Options& options, const std::vector<VariableSettings>& settings) {
   const Exclusive exclusive(*this);
   const int number = rule_number(rule);
-  const Rule& next = current_target().rules[number];
+  const Rule& next = custom_ ? custom_->rule() : current_target().rules[number];
   const auto has_slots_for = [&](bool wanted, bool there, const char* slot) {
     if (!wanted || there) return;
     refuse_value(optimizer_ + ": the change needs the slot '" + slot +

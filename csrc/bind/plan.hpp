@@ -10,6 +10,7 @@
 
 #include "bind/arena.hpp"
 #include "bind/arrays.hpp"
+#include "bind/custom.hpp"
 #include "bind/items.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
@@ -43,10 +44,11 @@ struct VariableSettings {
 class Plan {
  public:
   // Raises, having changed nothing, where `variables` cannot be updated in place.
-  // `names` is empty or has one for each; `others` are the optimizer's plans so far.
+  // `names` is empty or has one for each; `others` are the optimizer's plans so far. A `custom` rule, of this plan
+  // alone, is for updates; then `rule` is for calls that make none, and has no slots.
   Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
        std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
-       const std::vector<std::shared_ptr<Plan>>& others);
+       const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom);
 
   // What steps compute from now on. `settings` has one for all variables, or one for each. Raises where that needs
   // other slots than were built.
@@ -106,13 +108,14 @@ class Plan {
 
   struct Call;
 
-  const Rule& rule() const { return current_target().rules[rule_]; }
+  const Rule& rule() const { return custom_ ? custom_->rule() : current_target().rules[rule_]; }
   const py::ssize_t* shape_of(const Built& built) const { return shapes_.data() + built.first_dimension; }
   std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
   std::string label(const char* list, std::size_t position, std::size_t index) const;
   std::size_t find(PyObject* variable) const;  // count() where it was never built
   static void check_updatable(const ArrayView& view, const std::string& what);
   void lay_out_slots(const std::unordered_map<std::string, double>& initial);
+  void show_to_custom_rule();
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
   void check_learning_rate(double learning_rate) const;
@@ -126,7 +129,7 @@ class Plan {
   void take_all(Call& call, std::vector<Items>& others);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
   void carry_on(const Step& step);
-  bool run_timed(const Step& step, Call& call, bool check);
+  bool run_timed(Step step, Call& call, bool check);
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   void take_replicas(Call& call, std::vector<Items>& others);
@@ -141,6 +144,7 @@ class Plan {
   std::string optimizer_;
   std::string who_;  // how its refusals begin
   int rule_;
+  std::shared_ptr<CustomRule> custom_;  // null where the rule is a compiled one
   double hyperparameters_[max_hyperparameters] = {};
   bool accumulates_, averages_;  // whether there are slots for it
   Options options_;

@@ -132,6 +132,7 @@ void Plan::split_rows(Step& step, Call& call) {
   const std::size_t lists = step.replicas;
   std::vector<std::vector<Gradient>> gradients(lists);
   call.cost_before = {0};
+  call.split.resize(count());
   for (std::size_t i = 0; i < count(); ++i) {
     const Array& array = arrays_[i];
     const auto add = [&](const Array& part, auto gradient_of, bool visited) {
@@ -152,6 +153,7 @@ void Plan::split_rows(Step& step, Call& call) {
       add(array, std::identity(), step.gradients[i].data != nullptr || visits_all());
       continue;
     }
+    call.split[i] = true;
     std::ranges::sort(touched);
     touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
     const std::int64_t elements = touched.empty() ? 0 : array.size / shape_of(built_[i])[0];

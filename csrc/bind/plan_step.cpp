@@ -307,7 +307,9 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   step.count = count();
   step.factors = clips ? norms_.factors.data() : nullptr;
   std::size_t kind = 0;
-  for (; kind < static_cast<std::size_t>(rule().slot_count); ++kind) step.slots[kind] = slot_kind(kind);
+  for (; kind < static_cast<std::size_t>(rule().slot_count); ++kind) {
+    if (!custom_) step.slots[kind] = slot_kind(kind);
+  }
   if (accumulates_) step.accumulator = slot_kind(kind++);
   if (averages_) step.average = slot_kind(kind++);
   return step;
@@ -322,21 +324,31 @@ void Plan::carry_on(const Step& step) {
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
 // where one of them is not ordinary.
-bool Plan::run_timed(const Step& step, Call& call, bool check) {
+bool Plan::run_timed(Step step, Call& call, bool check) {
   struct Context {
     Plan& plan;
     Call& call;
     std::optional<GilRelease> gil;
-  } context{*this, call, {}};
+    std::optional<CustomStep> custom;
+  } context{*this, call, {}, {}};
   Before before = {nullptr, nullptr, &context};
   if (check) {
     before.is_good = [](void* from, std::size_t begin, std::size_t end) {
-      const auto& [plan, call, gil] = *static_cast<Context*>(from);
-      return plan.take_ordinary(call, begin, end);
+      const Context& context = *static_cast<Context*>(from);
+      return context.plan.take_ordinary(context.call, begin, end);
     };
   }
   const std::uint64_t cost = step.cost_before[step.count];
-  const bool release_gil = pace_.is_long(cost);
+  const bool calls_python = custom_ && (calls + 1) % options_.accumulation_steps == 0;
+  if (calls_python) {
+    step.custom = &context.custom.emplace(*custom_, call.split);
+    before.all_good = [](void* from) {
+      Context& context = *static_cast<Context*>(from);
+      if (!context.call.hold()) throw py::error_already_set();
+      context.custom->gradients = context.call.held();
+    };
+  }
+  const bool release_gil = !calls_python && pace_.is_long(cost);
   if (release_gil) {
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
@@ -348,11 +360,12 @@ bool Plan::run_timed(const Step& step, Call& call, bool check) {
     };
   }
   const double begin = now();
-  const Outcome outcome = run(step, current_target(), before, norms_, pace_.choose(cost, threads_for(cost), begin));
+  const Outcome outcome =
+      run(step, current_target(), before, norms_, calls_python ? 1 : pace_.choose(cost, threads_for(cost), begin));
   const double end = now();
   context.gil.reset();
   if (outcome == Outcome::not_good) return false;
-  pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
+  if (!calls_python) pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
   norm = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped = outcome == Outcome::skipped;
   if (skipped) {
@@ -398,7 +411,10 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
     step.gradients = call.gradients.data();
     step.replicas = call.replicas;
   }
-  if (options_.lazy && !call.rows.empty()) split_rows(step, call);
+  if (options_.lazy && !call.rows.empty()) {
+    split_rows(step, call);
+    if (custom_ && std::ranges::find(call.split, true) != call.split.end()) custom_->check_rows();
+  }
   run_timed(step, call, false);
   return calls;
 }

@@ -125,7 +125,8 @@ struct Ratios {
 };
 
 struct Step {
-  int rule;  // index in the list of rules, the same in every target
+  int rule;            // index in the list of rules, the same in every target
+  const Rule* custom;  // in its place, one that targets do not have; may be null
   const double* hyperparameters;
   std::uint64_t t;  // this update's number, from 1
   double carried;   // what the rule carries from update to update; 1 before the first

@@ -160,7 +160,7 @@ int threads_for(std::uint64_t cost) {
 }
 
 Outcome run(const Step& whole_step, const Target& target, const Before& before, Norms& norms, int threads) {
-  const Rule& rule = target.rules[whole_step.rule];
+  const Rule& rule = whole_step.custom != nullptr ? *whole_step.custom : target.rules[whole_step.rule];
   const bool two_passes = rule.compiled[compute_float32].finish != nullptr;
   Ratios ratios = {};
   Step step = whole_step;

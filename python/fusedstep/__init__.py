@@ -18,6 +18,7 @@ from fusedstep.optimizers import (
     Adam,
     Adamax,
     AdamW,
+    CustomOptimizer,
     Ftrl,
     Lamb,
     Lion,
@@ -25,6 +26,7 @@ from fusedstep.optimizers import (
     Optimizer,
     RMSprop,
     get,
+    hyperparameter,
 )
 from fusedstep.runtime import (
     build_info,
@@ -53,6 +55,7 @@ __all__ = [
     "Adamax",
     "CosineDecay",
     "CosineDecayRestarts",
+    "CustomOptimizer",
     "ExponentialDecay",
     "Ftrl",
     "InverseTimeDecay",
@@ -69,6 +72,7 @@ __all__ = [
     "deserialize",
     "get",
     "get_num_threads",
+    "hyperparameter",
     "register",
     "schedules",
     "serialize",

@@ -43,6 +43,9 @@ class Pace:
     def choose(self, cost: int, threads: int, now: float) -> int: ...
     def measured(self, cost: int, begin: float, end: float, undisturbed: bool) -> None: ...
 
+class CustomRule:
+    def __init__(self, slots: list[str], optimizer: object, has_rows: bool) -> None: ...
+
 class Plan:
     calls: int
     updates: int
@@ -62,6 +65,7 @@ class Plan:
         names: list[str],
         initial: dict[str, float],
         others: list[Plan],
+        custom: CustomRule | None = None,
     ) -> None: ...
     def configure(
         self,

@@ -7,7 +7,9 @@ from fusedstep.optimizers.adadelta import Adadelta
 from fusedstep.optimizers.adagrad import Adagrad
 from fusedstep.optimizers.adam import Adam, AdamW
 from fusedstep.optimizers.adamax import Adamax
+from fusedstep.optimizers.custom import CustomOptimizer
 from fusedstep.optimizers.ftrl import Ftrl
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.lamb import Lamb
 from fusedstep.optimizers.lion import Lion
 from fusedstep.optimizers.nadam import Nadam
@@ -23,6 +25,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "CustomOptimizer",
     "Ftrl",
     "Lamb",
     "Lion",
@@ -30,6 +33,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "get",
+    "hyperparameter",
 ]
 
 ALL: tuple[type[Optimizer], ...] = (

@@ -136,12 +136,17 @@ class Optimizer(Declared):
     def _rule(self) -> str:
         """Return the name of the rule, in csrc/rules, that these hyperparameters ask for."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no rule: the base class does not step; use fusedstep.Adam or another"
+            f"{type(self).__name__} has no rule: the base class does not step;"
+            " use fusedstep.Adam or another, or derive from fusedstep.CustomOptimizer"
         )
 
     def _initial(self) -> dict[str, float]:
         """Return what the slots start with, where it is not zero."""
         return {}
+
+    def _custom_rule(self) -> _native.CustomRule | None:
+        """Return what takes the place of the rule, where that is written in Python."""
+        return None
 
     # Builds.
 
@@ -184,6 +189,7 @@ class Optimizer(Declared):
             names,
             self._initial(),
             self._plans,
+            self._custom_rule(),
         )
         if self._carried:
             state = self._carried[0]

@@ -1,0 +1,192 @@
+#include "bind/custom.hpp"
+
+#include <algorithm>
+
+#include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+#include "core/primitives.hpp"
+#include "cpu/sweep.hpp"
+
+namespace fusedstep {
+namespace {
+
+// An array over memory that `owner` keeps.
+template <class C>
+py::array array_over(const std::vector<py::ssize_t>& shape, const C* memory, const py::object& owner) {
+  return py::array(py::dtype::of<C>(), py::array::ShapeContainer(shape), memory, owner);
+}
+
+py::array read_only(py::array array) {
+  py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return array;
+}
+
+// The stages before the rule: h becomes the gradient, and p decays.
+template <class C>
+void prepare_array(const Step& step, std::size_t index, C* p, C* h) {
+  const Array& array = step.arrays[index];
+  const Stages& stages = step.settings[array.settings].stages;
+  const double factor = step.factors != nullptr ? step.factors[array.owner] : stages.factor.coefficient;
+  for (std::int64_t begin = 0; begin < array.size; begin += baseline::tile_size) {
+    const std::int64_t size = std::min(array.size - begin, baseline::tile_size);
+    baseline::gather_sum(step, stages, index, begin, h + begin, size);
+    baseline::prepare(stages, factor, p + begin, h + begin, size);
+    baseline::decay(stages, p + begin, size);
+  }
+}
+
+// The stages after it: p is stored, and averaged.
+template <class C>
+void finish_array(const Step& step, std::size_t index, C* p) {
+  const Array& array = step.arrays[index];
+  const Stages& stages = step.settings[array.settings].stages;
+  const bool in_place = array.dtype == baseline::dtype_of(C());
+  const auto slot = [&](std::byte* kind) { return reinterpret_cast<C*>(kind + array.slot_offset); };
+  if (!in_place) baseline::store(p, array.variable, array.dtype, 0, array.size);
+  if (stages.accumulation == Accumulation::flush) std::fill_n(slot(step.accumulator), array.size, C(0));
+  if (stages.average == Average::off) return;
+  if (!in_place) baseline::load(array.variable, array.dtype, 0, p, array.size);  // as stored
+  const bool overwritten = baseline::take_average(stages, slot(step.average), p, array.size);
+  if (overwritten && !in_place) baseline::store(p, array.variable, array.dtype, 0, array.size);
+}
+
+// What a step runs in the place of a compiled rule. Arrays come whole.
+template <class C>
+void sweep(const void*, const Step& step, const Run& run) {
+  const auto& of_step = static_cast<const CustomStep&>(*step.custom);
+  const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
+  const bool without_gradient = stages.average != Average::off || stages.accumulation == Accumulation::flush;
+  const std::size_t end = run.begin + run.count;
+  for (std::size_t i = run.begin, next; i < end; i = next) {
+    next = i + 1;
+    const Array& array = step.arrays[i];
+    const bool is_row = !of_step.split.empty() && of_step.split[array.owner];
+    while (is_row && next < end && step.arrays[next].owner == array.owner) ++next;
+    if (array.size == 0) continue;
+    if (is_row) {
+      of_step.custom.update_rows<C>(step, i, next);
+    } else if (step.gradients[i].data != nullptr) {
+      of_step.custom.update<C>(step, i, of_step.gradients);
+    } else if (without_gradient) {
+      baseline::sweep_staged<C>({}, baseline::Pass::only, nullptr, step, i, nullptr, 0, 0, array.size);
+    }
+  }
+}
+
+void no_coefficients(const double*, double, std::uint64_t, double, void*) {}
+
+}  // namespace
+
+CustomRule::CustomRule(std::vector<std::string> slots, py::object optimizer, bool has_rows)
+    : slots_(std::move(slots)), optimizer_(std::move(optimizer)), has_rows_(has_rows) {
+  for (const std::string& slot : slots_) slots_of_rule_.push_back(slot.c_str());
+  rule_ = {"custom",
+           slots_of_rule_.data(),
+           static_cast<int>(slots_.size()),
+           nullptr,
+           0,
+           nullptr,
+           {{no_coefficients, sweep<float>, nullptr}, {no_coefficients, sweep<double>, nullptr}}};
+}
+
+CustomStep::CustomStep(CustomRule& custom, const std::vector<bool>& split)
+    : Rule(custom.rule()), custom(custom), split(split) {}
+
+void CustomRule::check_rows() const {
+  if (has_rows_) return;
+  const std::string who = py::str(py::type::handle_of(optimizer_()).attr("__name__"));
+  PyErr_SetString(PyExc_NotImplementedError,
+                  (who + ".apply: a gradient is sparse and lazy is True, but " + who +
+                   " has no update_rows; define it, or pass lazy=False, which updates all rows with update")
+                      .c_str());
+  throw py::error_already_set();
+}
+
+// Memory for so many elements, the same in every step.
+template <class C>
+C* CustomRule::scratch(std::size_t number, std::int64_t size) {
+  const auto bytes = static_cast<py::ssize_t>(size * static_cast<std::int64_t>(sizeof(C)));
+  py::array& memory = scratch_[number];
+  if (memory.nbytes() < bytes) memory = py::array_t<std::byte>(bytes);
+  return static_cast<C*>(memory.mutable_data());
+}
+
+template <class C>
+void CustomRule::update(const Step& step, std::size_t index, const py::object& gradients) {
+  const Array& array = step.arrays[index];
+  const Gradient& gradient = step.gradients[index];
+  const Variable& variable = variables[array.owner];
+  const bool in_place = array.dtype == baseline::dtype_of(C());
+  C* const p = in_place ? static_cast<C*>(array.variable) : scratch<C>(0, array.size);
+  if (!in_place) baseline::load(array.variable, array.dtype, 0, p, array.size);
+  // A gradient that is the variable's own memory is copied: the method changes that.
+  const bool direct = in_place && gradient.dtype == array.dtype && gradient.rows == nullptr && step.replicas == 1 &&
+                      gradient.data != array.variable && !baseline::any_stage(step.settings[array.settings].stages);
+  const C* h = static_cast<const C*>(gradient.data);
+  if (!direct) {
+    C* const copy = scratch<C>(1, array.size);
+    prepare_array(step, index, p, copy);
+    h = copy;
+  }
+  call("update",
+       py::make_tuple(in_place ? variable.array : array_over(variable.shape, p, scratch_[0]),
+                      read_only(array_over(variable.shape, h, direct ? gradients : scratch_[1]))),
+       step, array);
+  finish_array(step, index, p);
+}
+
+template <class C>
+void CustomRule::update_rows(const Step& step, std::size_t begin, std::size_t end) {
+  const Array& first = step.arrays[begin];
+  const Variable& variable = variables[first.owner];
+  const Array& whole = variable.whole;
+  const bool in_place = whole.dtype == baseline::dtype_of(C());
+  C* const p = in_place ? static_cast<C*>(whole.variable) : scratch<C>(0, whole.size);
+  if (!in_place) baseline::load(whole.variable, whole.dtype, 0, p, whole.size);
+  const auto row_of = [&](std::size_t i) {
+    const std::uint64_t elements = (step.arrays[i].slot_offset - whole.slot_offset) / sizeof(C);
+    return static_cast<std::int64_t>(elements) / first.size;
+  };
+  std::vector<py::ssize_t> shape = variable.shape;
+  shape[0] = static_cast<py::ssize_t>(end - begin);
+  py::array_t<std::int64_t> indices(shape[0]);
+  py::array_t<C> values(shape);
+  for (std::size_t i = begin; i < end; ++i) {
+    indices.mutable_data()[i - begin] = row_of(i);
+    prepare_array(step, i, p + row_of(i) * first.size,
+                  values.mutable_data() + static_cast<std::int64_t>(i - begin) * first.size);
+  }
+  call("update_rows",
+       py::make_tuple(in_place ? variable.array : array_over(variable.shape, p, scratch_[0]), read_only(indices),
+                      read_only(values)),
+       step, first);
+  for (std::size_t i = begin; i < end; ++i) finish_array(step, i, p + row_of(i) * first.size);
+}
+
+// Calls a method with some arrays and, after them, what all methods get.
+void CustomRule::call(const char* method, const py::tuple& arrays, const Step& step, const Array& array) const {
+  const std::vector<py::array>& kept = variables[array.owner].slots;
+  py::dict slots;
+  for (std::size_t k = 0; k < kept.size(); ++k) slots[slots_of_rule_[k]] = kept[k];
+  const double learning_rate = step.settings[array.settings].learning_rate;
+  const py::object optimizer = optimizer_();
+  const py::object returned = optimizer.attr(method)(*arrays, slots, learning_rate, step.t);
+  const auto who = [&] { return std::string(py::str(py::type::handle_of(optimizer).attr("__name__"))) + "." + method; };
+  if (!returned.is_none()) {
+    refuse_type(who() + " returned an object of type " +
+                std::string(py::str(py::type::handle_of(returned).attr("__name__"))) +
+                ", but must return None; change the variable in place, as in variable -= x");
+  }
+  // What was assigned to a slot's name is written to the slot.
+  for (std::size_t k = 0; k < kept.size(); ++k) {
+    if (slots.size() != kept.size() || !slots.contains(slots_of_rule_[k])) {
+      refuse_value(who() + " left slots with the names " +
+                   std::string(py::str(py::module_::import("builtins").attr("sorted")(slots))) +
+                   ", but they must be those of slot_names; declare them there");
+    }
+    const py::object now = slots[slots_of_rule_[k]];
+    if (!now.is(kept[k])) kept[k][py::ellipsis()] = now;
+  }
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,63 @@
+// A rule that is written in Python: a method, called for one array after another. The stages around it are those
+// of every rule.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "bind/arrays.hpp"
+#include "core/step.hpp"
+
+namespace fusedstep {
+
+class CustomRule {
+ public:
+  // `optimizer` is a weak reference to what has the methods: it keeps plans, which keep this.
+  CustomRule(std::vector<std::string> slots, py::object optimizer, bool has_rows);
+  CustomRule(const CustomRule&) = delete;
+  CustomRule& operator=(const CustomRule&) = delete;
+
+  // A variable as the methods see it.
+  struct Variable {
+    Array whole;
+    std::vector<py::ssize_t> shape;
+    py::object array;  // null where it is computed in another type
+    std::vector<py::array> slots;
+  };
+
+  const Rule& rule() const { return rule_; }
+  std::vector<Variable> variables;  // as they were built
+
+  // Raises where the rows of sparse gradients cannot be updated alone.
+  void check_rows() const;
+
+  // The update of an array, and of the rows [begin, end) of one.
+  template <class C>
+  void update(const Step& step, std::size_t index, const py::object& gradients);
+  template <class C>
+  void update_rows(const Step& step, std::size_t begin, std::size_t end);
+
+ private:
+  template <class C>
+  C* scratch(std::size_t number, std::int64_t size);
+  void call(const char* method, const py::tuple& arrays, const Step& step, const Array& array) const;
+
+  Rule rule_;
+  std::vector<std::string> slots_;
+  std::vector<const char*> slots_of_rule_;
+  py::object optimizer_;
+  bool has_rows_;
+  std::array<py::array, 2> scratch_;  // for a variable and a gradient in the compute type
+};
+
+// A custom rule in one step, which calls it in one thread, with the GIL.
+struct CustomStep : Rule {
+  CustomStep(CustomRule& custom, const std::vector<bool>& split);
+
+  CustomRule& custom;
+  const std::vector<bool>& split;  // the variables of which the step's arrays are rows; may be empty
+  py::object gradients;            // what keeps them alive
+};
+
+}  // namespace fusedstep

@@ -9,6 +9,7 @@ from fusedstep.optimizers.adam import Adam, AdamW
 from fusedstep.optimizers.adamax import Adamax
 from fusedstep.optimizers.ftrl import Ftrl
 from fusedstep.optimizers.lion import Lion
+from fusedstep.optimizers.loss_scale import LossScaleOptimizer
 from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
 from fusedstep.optimizers.rmsprop import RMSprop
@@ -24,6 +25,7 @@ __all__ = [
     "Adamax",
     "Ftrl",
     "Lion",
+    "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
     "RMSprop",
@@ -43,7 +45,7 @@ ALL: tuple[type[Optimizer], ...] = (
     Lion,
 )
 
-for _cls in ALL:
+for _cls in (*ALL, LossScaleOptimizer):
     register(_cls)
 
 

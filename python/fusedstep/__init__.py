@@ -11,6 +11,7 @@ array([1.6, 4. ], dtype=float32)
 """
 
 from fusedstep import schedules
+from fusedstep.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fusedstep.optimizers import (
     SGD,
     Adadelta,
@@ -66,9 +67,13 @@ __all__ = [
     "RMSprop",
     "__version__",
     "build_info",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
     "deserialize",
     "get",
     "get_num_threads",
+    "global_norm",
     "register",
     "schedules",
     "serialize",

@@ -150,6 +150,28 @@ def test_trajectory(library: str, index: int) -> None:
         assert np.max(difference) <= 5e-5 * np.max(np.abs(their_slot))
 
 
+SPARSE = json.loads(str(GOLDEN["sparse/cases"]))
+
+
+@pytest.mark.parametrize("rows", ["unique", "duplicate"])
+@pytest.mark.parametrize(("name", "arguments"), SPARSE, ids=[name for name, _ in SPARSE])
+def test_trajectory_of_sparse_gradients(name: str, arguments: dict[str, Any], rows: str) -> None:
+    """As TensorFlow's tf_keras computed them, which sums duplicate rows."""
+    cls = CLASSES[name.partition(".")[0]]
+    optimizer = cls(**arguments | ({"epsilon_hat": True} if name == "Adam" else {}))
+    index = [case[0] for case in SPARSE].index(name)
+    w = GOLDEN["sparse/params0"].copy()
+    trajectory = []
+    for step in range(5):
+        gradient = tuple(GOLDEN[f"sparse/{rows}/{part}{step}"] for part in ("indices", "values"))
+        optimizer.apply([gradient], [w])
+        trajectory.append(w.copy())
+    theirs = GOLDEN[f"sparse/{rows}/tfkeras"][index].astype(np.float64)
+    with_start = np.abs(np.concatenate([GOLDEN["sparse/params0"][None], theirs]))
+    scale = np.maximum.accumulate(with_start)[1:]
+    assert np.max(np.abs(np.array(trajectory) - theirs) / scale) < 5e-5
+
+
 SCHEDULES = {
     name: make_schedule(name.partition(".")[0], arguments) for name, arguments in META["schedules"].items()
 }

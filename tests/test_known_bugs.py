@@ -150,7 +150,7 @@ def test_01_another_view_of_a_variable_is_not_updated_in_the_wrong_order() -> No
 
 @every_optimizer
 def test_02_the_first_step_may_be_skipped(optimizer: Optimizer) -> None:
-    """The momentum buffer stayed uninitialised where the first step was skipped for inf (PyTorch's fused SGD).
+    """PyTorch's fused SGD left the momentum buffer uninitialised where the first step was skipped for inf.
 
     The first update is then that of the first step that is taken, with t = 1.
     """

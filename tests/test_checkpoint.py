@@ -258,7 +258,7 @@ def test_a_number_is_taken_because_training_may_have_changed_it(carry: Carry, tm
         (0.1, np.array(0.2), True),
         (np.array(0.2), np.array(0.2), False),
     ],
-    ids=repr,
+    ids=lambda value: value.__name__ if value is half else repr(value),
 )
 def test_what_is_no_number_stays(saved: Any, own: Any, warns: bool) -> None:
     goal = Adam(own)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import Nadam, Optimizer, schedules
+from fusedstep import LossScaleOptimizer, Nadam, Optimizer, schedules
 from fusedstep.optimizers import ALL
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "golden.npz")
@@ -78,7 +78,7 @@ def covered(library: str) -> list[tuple[str, int]]:
     found = []
     for index, case in enumerate(META["libs"][library]["main"]):
         cls = CLASSES.get(case["cls"])
-        if cls is None or "wrap" in case:
+        if cls is None:
             continue
         if ARGUMENTS[library](case).keys() <= cls._hyperparameters.keys():
             found.append((library, index))
@@ -90,7 +90,7 @@ CASES = covered("keras") + covered("torch")
 
 def test_number_of_cases() -> None:
     """A change that drops cases silently is seen here."""
-    assert (len(covered("keras")), len(covered("torch"))) == (87, 30)
+    assert (len(covered("keras")), len(covered("torch"))) == (88, 30)
 
 
 def run(
@@ -103,7 +103,7 @@ def run(
     optimizer.build(variables)
     optimizer.exclude_from_weight_decay(var_names=case.get("exclude", []))
     trajectory = []
-    for step, flat in enumerate(GOLDEN["suite/main/grads"].astype(dtype)):
+    for step, flat in enumerate(GOLDEN["suite/main/grads"].astype(dtype) * dtype(case.get("grad_scale", 1))):
         if str(step) in case.get("set_lr", {}):
             optimizer.learning_rate = case["set_lr"][str(step)]
         grads = {a["name"]: flat[a["start"] : a["stop"]].reshape(a["shape"]) for a in arrays}
@@ -116,6 +116,8 @@ def run(
         slots[name] = np.concatenate([optimizer.slots(v)[name].ravel() for v in variables.values()])
     if "iterations" in case.get("end", {}):
         assert optimizer.iterations == case["end"]["iterations"]
+    if isinstance(optimizer, LossScaleOptimizer):
+        assert optimizer.dynamic_scale == case["end"]["dynamic_scale"]
     return np.array(trajectory), slots
 
 
@@ -130,9 +132,13 @@ def largest_so_far(trajectory: npt.NDArray[Any]) -> npt.NDArray[Any]:
 )
 def test_trajectory(library: str, index: int) -> None:
     case = META["libs"][library]["main"][index]
-    arguments = ARGUMENTS[library](case)
-    in_float32, slots = run(case, CLASSES[case["cls"]](**arguments), np.float32)
-    in_float64, _ = run(case, CLASSES[case["cls"]](**arguments), np.float64)
+
+    def make() -> Optimizer:
+        optimizer = CLASSES[case["cls"]](**ARGUMENTS[library](case))
+        return LossScaleOptimizer(optimizer, **case["wrap"]) if "wrap" in case else optimizer
+
+    in_float32, slots = run(case, make(), np.float32)
+    in_float64, _ = run(case, make(), np.float64)
     theirs = GOLDEN[f"{library}/main/p32"][index].astype(np.float64)
     scale = largest_so_far(theirs)
     assert np.max(np.abs(in_float32 - theirs) / scale) < 5e-5
@@ -142,6 +148,28 @@ def test_trajectory(library: str, index: int) -> None:
         our_name = SLOT_NAMES.get(f"{case['cls']}.{name}", SLOT_NAMES.get(name, name))
         difference = np.abs(slots[our_name] - their_slot)
         assert np.max(difference) <= 5e-5 * np.max(np.abs(their_slot))
+
+
+SPARSE = json.loads(str(GOLDEN["sparse/cases"]))
+
+
+@pytest.mark.parametrize("rows", ["unique", "duplicate"])
+@pytest.mark.parametrize(("name", "arguments"), SPARSE, ids=[name for name, _ in SPARSE])
+def test_trajectory_of_sparse_gradients(name: str, arguments: dict[str, Any], rows: str) -> None:
+    """As TensorFlow's tf_keras computed them, which sums duplicate rows."""
+    cls = CLASSES[name.partition(".")[0]]
+    optimizer = cls(**arguments | ({"epsilon_hat": True} if name == "Adam" else {}))
+    index = [case[0] for case in SPARSE].index(name)
+    w = GOLDEN["sparse/params0"].copy()
+    trajectory = []
+    for step in range(5):
+        gradient = tuple(GOLDEN[f"sparse/{rows}/{part}{step}"] for part in ("indices", "values"))
+        optimizer.apply([gradient], [w])
+        trajectory.append(w.copy())
+    theirs = GOLDEN[f"sparse/{rows}/tfkeras"][index].astype(np.float64)
+    with_start = np.abs(np.concatenate([GOLDEN["sparse/params0"][None], theirs]))
+    scale = np.maximum.accumulate(with_start)[1:]
+    assert np.max(np.abs(np.array(trajectory) - theirs) / scale) < 5e-5
 
 
 SCHEDULES = {

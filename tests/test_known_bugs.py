@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 import fusedstep
-from fusedstep import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from fusedstep import SGD, Adagrad, Adam, AdamW, LossScaleOptimizer, Optimizer, RMSprop
 
 Array = npt.NDArray[Any]
 bfloat16 = ml_dtypes.bfloat16
@@ -149,6 +149,52 @@ def test_01_another_view_of_a_variable_is_not_updated_in_the_wrong_order() -> No
 
 
 @every_optimizer
+def test_02_the_first_step_may_be_skipped(optimizer: Optimizer) -> None:
+    """PyTorch's fused SGD left the momentum buffer uninitialised where the first step was skipped for inf.
+
+    The first update is then that of the first step that is taken, with t = 1.
+    """
+    opt, twin = fresh(optimizer, skip_nonfinite=True), fresh(optimizer)
+    w, expected, bad = normal(5000), normal(5000), normal(5000)
+    bad[4321] = np.inf
+    for _ in range(2):
+        assert opt.apply([bad], [w]) == 0
+        assert opt.skipped
+    assert w.tobytes() == expected.tobytes()
+    for step in range(2):
+        opt.apply([normal(5000, seed=step)], [w])
+        twin.apply([normal(5000, seed=step)], [expected])
+    assert state(opt, w) == state(twin, expected)
+    assert (opt.iterations, opt.skipped_calls) == (2, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("places", [1, 2, 3, 6])
+def test_03_a_step_is_skipped_however_many_places_are_not_finite(places: int, threads: int) -> None:
+    """The flag was compared with 1; where two devices found something it was 2 and the step was taken.
+
+    PyTorch's fused steps. Here: elements of several arrays, leaves, threads and replicas.
+    """
+    sizes, chosen = [200_000, 3, 200_000], [(0, 5), (2, 199_999), (1, 1), (0, 199_999), (2, 0), (0, 6)]
+    variables = [normal(size) for size in sizes]
+    before = [w.tobytes() for w in variables]
+    opt = Adam(0.1, skip_nonfinite=True)
+    grads = [normal(size, seed=1) for size in sizes]
+    for number, (array, element) in enumerate(chosen[:places]):
+        grads[array][element] = (np.inf, np.nan, -np.inf)[number % 3]
+    fusedstep.set_num_threads(threads)
+    try:
+        assert opt.apply(grads, variables) == 0
+        assert opt.skipped
+        assert opt.apply(variables=variables, replicas=[grads, grads], mean=True) == 0
+        assert opt.skipped_calls == 2
+    finally:
+        fusedstep.set_num_threads(None)
+    assert [w.tobytes() for w in variables] == before
+    assert all((slot == 0).all() for slot in opt.variables)
+
+
+@every_optimizer
 def test_04_the_first_gradient_may_come_late(optimizer: Optimizer) -> None:
     """PyTorch's fused SGD crashes where a parameter's first gradient comes in a later step than the others'.
 
@@ -234,6 +280,44 @@ def test_08_amsgrad_stores_its_maximum(dtype: Any) -> None:
     assert (opt.slots(w)["velocity"] < largest).all()
     opt.apply([np.full(100, 64, dtype)], [w])
     assert (opt.slots(w)["velocity_hat"] == opt.slots(w)["velocity"]).all()
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["loss_scale_factor", "LossScaleOptimizer"])
+@pytest.mark.parametrize("steps", [None, 2], ids=["no accumulation", "accumulation"])
+@pytest.mark.parametrize(
+    "clip", [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.1}], ids=str
+)
+def test_09_the_loss_scale_is_applied_once(clip: dict[str, float], steps: int | None, dynamic: bool) -> None:
+    """The loss scale was applied twice, or inf used, where unscaling, clipping and the fused step met.
+
+    PyTorch #88258, #95847, #96755; apex #1512. A scale of 2^k divides exactly: no bit may differ from steps
+    on gradients without it.
+    """
+    arguments = {**clip, "gradient_accumulation_steps": steps}
+    twin = Adam(0.1, **arguments)  # type: ignore[arg-type]
+    opt: Optimizer = Adam(0.1, **arguments)  # type: ignore[arg-type]
+    if dynamic:
+        opt = LossScaleOptimizer(opt, 2.0**10, dynamic_growth_steps=2)
+    else:
+        opt.loss_scale_factor = 2.0**10
+        opt.skip_nonfinite = True
+    w, expected = normal(5000), normal(5000)
+    for step in range(6):
+        gradient = normal(5000, seed=step)
+        scale = np.float32(opt.loss_scale_factor or 0)
+        if step == 3:  # an inf between two micro-steps takes no part in their sum
+            opt.apply([np.full(5000, np.inf, np.float32)], [w])
+            scale = np.float32(opt.loss_scale_factor or 0)
+        opt.apply([gradient * scale], [w])
+        twin.apply([gradient], [expected])
+    assert state(opt, w) == state(twin, expected)
+    assert opt.skipped_calls == 1
+
+
+def test_09_two_loss_scales_are_refused() -> None:
+    """As above: unscaling by the optimizer and by what is around it."""
+    with pytest.raises(ValueError, match=r"loss_scale_factor=8\.0 of its own"):
+        LossScaleOptimizer(SGD(loss_scale_factor=8.0))
 
 
 def test_10_a_step_is_counted_once() -> None:
@@ -374,6 +458,23 @@ def test_16_bfloat16_is_rounded_once_after_decay_and_rule() -> None:
     assert (w == bfloat16(1 - 2**-8)).all()
 
 
+@pytest.mark.parametrize("lazy", [False, True], ids=["dense", "lazy"])
+@every_optimizer
+def test_17_duplicate_rows_are_summed(optimizer: Optimizer, lazy: bool) -> None:
+    """Duplicate rows of a sparse gradient are not summed (Keras 3 on TensorFlow)."""
+    indices, values = [5, 2, 5, 0, 5, 2], normal((6, 40))
+    opt, twin = fresh(optimizer, lazy=lazy), fresh(optimizer, lazy=lazy)
+    w, expected = normal((7, 40)), normal((7, 40))
+    summed = [values[3], values[1] + values[5], (values[0] + values[2]) + values[4]]
+    for _ in range(2):
+        opt.apply([(indices, values)], [w])
+        twin.apply([([0, 2, 5], np.array(summed))], [expected])
+    assert state(opt, w) == state(twin, expected)
+    once = normal((7, 40))
+    fresh(optimizer, lazy=lazy).apply([([0, 2, 5], values[[3, 5, 4]])], [once])
+    assert once.tobytes() != expected.tobytes()
+
+
 @pytest.mark.parametrize(
     ("gradient", "variable"),
     [
@@ -393,6 +494,36 @@ def test_18_nothing_is_broadcast(gradient: tuple[int, ...], variable: tuple[int,
     with pytest.raises(ValueError, match=re.escape(sentence)):
         Adam().apply([np.ones(gradient)], [w])
     assert (w == 1).all()
+
+
+@pytest.mark.parametrize("magnitude", [1e18, 1.9e19, 1e25, 3e38], ids=str)
+@pytest.mark.parametrize("option", ["clipnorm", "global_clipnorm"])
+def test_19_norms_above_the_root_of_the_largest_float32(option: str, magnitude: float) -> None:
+    """A norm above 1.8e19 turns every gradient into 0 or NaN (Keras 3, clipnorm and global_clipnorm)."""
+    gradient = normal(1000)
+    gradient *= np.float32(magnitude / np.abs(gradient).max())
+    w = np.zeros(1000, np.float32)
+    opt = SGD(1.0, **{option: 2.0})  # type: ignore[arg-type]
+    opt.apply([gradient], [w])
+    exact = gradient.astype(np.float64)
+    np.testing.assert_allclose(w, -2 * exact / np.linalg.norm(exact), rtol=1e-6)
+    assert opt.gradient_norm == pytest.approx(np.linalg.norm(exact))
+
+
+@every_optimizer
+def test_20_a_state_with_another_number_of_variables_is_an_error(optimizer: Optimizer) -> None:
+    """Loading a state with another number of variables only warns, and loads nothing (Keras 3)."""
+    arrays = [normal(size) for size in (5, 6, 7)]
+    saved, goal = fresh(optimizer), fresh(optimizer)
+    for opt, count in ((saved, 2), (goal, 3)):
+        opt.build(arrays[:count])
+        opt.apply([normal(w.size, seed=count) for w in arrays[:count]])
+        opt.learning_rate = count
+    for one, other in ((saved, goal), (goal, saved)):
+        before = (state(one, *arrays), one.iterations, one.learning_rate)
+        with pytest.raises(ValueError, match=r"\d variables are in the state, \d here; nothing was loaded"):
+            one.load_state_dict(other.state_dict())
+        assert (state(one, *arrays), one.iterations, one.learning_rate) == before
 
 
 STEPS = """

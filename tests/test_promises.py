@@ -188,3 +188,15 @@ def test_a_saved_run_resumes(tmp_path: Any) -> None:
     resumed.load(tmp_path / "optimizer.safetensors")
     assert again.train(resumed, 10) == model.train(opt, 10)
     assert again.w.tobytes() == model.w.tobytes()
+
+
+def test_gradients_processed_before_the_step() -> None:
+    """Clip, then apply_gradients: what scripts of old do by hand, to the bits of ``clipnorm=1.0``."""
+    by_hand, inside = Line(), Line()
+    opt, twin = Adam(0.1), Adam(0.1, clipnorm=1.0)
+    for _ in range(30):
+        grads, variables = zip(*by_hand.pairs(), strict=True)
+        opt.apply_gradients(zip([fusedstep.clip_by_norm(g, 1.0) for g in grads], variables, strict=True))
+        twin.apply_gradients(inside.pairs())
+    assert (by_hand.w.tobytes(), by_hand.b.tobytes()) == (inside.w.tobytes(), inside.b.tobytes())
+    assert by_hand.loss() < 0.1 * Line().loss()

@@ -103,7 +103,9 @@ def rate(step: int) -> float:
     return 0.5
 
 
-@pytest.mark.parametrize("function", [rate, lambda: 0.5, functools.partial(pow, 2.0)], ids=repr)
+@pytest.mark.parametrize(
+    "function", [rate, lambda: 0.5, functools.partial(pow, 2.0)], ids=["function", "lambda", "partial"]
+)
 def test_a_plain_callable_says_what_to_do(function: Callable[..., float]) -> None:
     sentence = (
         "serialize: Adam's learning_rate must be plain data or a schedule, got .*; for a learning rate use"
@@ -198,7 +200,7 @@ def test_a_name_is_taken_once() -> None:
     assert type(fusedstep.get("mine")) is again, "a cell of a notebook may run again"
 
 
-@pytest.mark.parametrize("thing", [5, rate, int, SGD()], ids=repr)
+@pytest.mark.parametrize("thing", [5, rate, int, SGD()], ids=["number", "function", "class", "optimizer"])
 def test_what_is_no_class_is_not_registered(thing: Any) -> None:
     with pytest.raises(TypeError, match="register: must be a class with from_config, got"):
         fusedstep.register(thing)
@@ -208,7 +210,9 @@ def test_what_is_no_class_is_not_registered(thing: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [copy.copy, copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt)), Optimizer.clone]
+    "how",
+    [copy.copy, copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt)), Optimizer.clone],
+    ids=["copy", "deepcopy", "pickle", "clone"],
 )
 def test_copies_carry_schedules(how: Callable[[Optimizer], Optimizer]) -> None:
     opt, w = SGD(Linear(0.25)), np.zeros(1)

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/items.hpp"
+#include "bind/norm.hpp"
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
 #include "cpu/float_environment.hpp"
@@ -84,6 +85,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("set_thread_count", &set_thread_count, py::arg("count"));
   module.def("round_to_float32", &round_to_float32, py::arg("x"));
   module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
+  module.def("norm_of", &norm_of, py::arg("gradients"), py::arg("who"));
   module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
 
   py::class_<Options>(module, "Options")

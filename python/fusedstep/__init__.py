@@ -11,6 +11,7 @@ array([1.6, 4. ], dtype=float32)
 """
 
 from fusedstep import schedules
+from fusedstep.clipping import clip_by_global_norm, clip_by_norm, clip_by_value, global_norm
 from fusedstep.optimizers import (
     SGD,
     Adadelta,
@@ -22,6 +23,7 @@ from fusedstep.optimizers import (
     Ftrl,
     Lamb,
     Lion,
+    LossScaleOptimizer,
     Nadam,
     Optimizer,
     RMSprop,
@@ -62,6 +64,7 @@ __all__ = [
     "Lamb",
     "LearningRateSchedule",
     "Lion",
+    "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
     "PiecewiseConstantDecay",
@@ -69,9 +72,13 @@ __all__ = [
     "RMSprop",
     "__version__",
     "build_info",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
     "deserialize",
     "get",
     "get_num_threads",
+    "global_norm",
     "hyperparameter",
     "register",
     "schedules",

@@ -12,6 +12,7 @@ from fusedstep.optimizers.ftrl import Ftrl
 from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.lamb import Lamb
 from fusedstep.optimizers.lion import Lion
+from fusedstep.optimizers.loss_scale import LossScaleOptimizer
 from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
 from fusedstep.optimizers.rmsprop import RMSprop
@@ -29,6 +30,7 @@ __all__ = [
     "Ftrl",
     "Lamb",
     "Lion",
+    "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
     "RMSprop",
@@ -50,7 +52,7 @@ ALL: tuple[type[Optimizer], ...] = (
     Lamb,
 )
 
-for _cls in ALL:
+for _cls in (*ALL, LossScaleOptimizer):
     register(_cls)
 
 

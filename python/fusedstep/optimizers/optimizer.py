@@ -362,7 +362,9 @@ class Optimizer(Declared):
         if variables is not None:
             variables = _native.items_of(variables, f"{who}: variables")
             plan = next((p for p in self._plans if variables and p.owns(variables[0])), plan)
-        return plan.step(lists[0], variables, self._learning_rate_at(plan.calls), lists[1:], mean)
+        calls = plan.step(lists[0], variables, self._learning_rate_at(plan.calls), lists[1:], mean)
+        self._plan = plan
+        return calls
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.

@@ -74,6 +74,11 @@ class PlanState:
         """The number of updates so far."""
         return int(self.scalars["updates"])
 
+    @property
+    def skips(self) -> int:
+        """The number of calls that changed nothing, for gradients that were not finite."""
+        return int(self.scalars["skips"])
+
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""

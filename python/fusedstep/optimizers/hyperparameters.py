@@ -183,7 +183,7 @@ class AskedLearningRate:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.takes_step = callable(source) and _takes_an_argument(source)
+        self.takes_step = callable(source) and takes_an_argument(source)
 
     def at(self, step: int, who: str) -> float:
         """Return the learning rate for the step."""
@@ -203,7 +203,7 @@ class AskedLearningRate:
         return float(self.source) if isinstance(self.source, np.ndarray) else self.source
 
 
-def _takes_an_argument(function: Callable[..., Any]) -> bool:
+def takes_an_argument(function: Callable[..., Any]) -> bool:
     """Whether a callable asks for an argument. One with a name and a default may be a value bound to it."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -4,7 +4,7 @@ import copy
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
+from fusedstep.optimizers.losses import value_and_gradients
 from fusedstep.optimizers.state import PlanState
 from fusedstep.structure import flatten, in_order_of
 
@@ -376,6 +377,47 @@ class Optimizer(Declared):
         """
         grads, variables = _native.unzip(grads_and_vars, f"{type(self).__name__}.apply_gradients")
         return self.apply(grads, variables)
+
+    def minimize(self, loss: Callable[..., Any], var_list: Any = None) -> Any:
+        """Take one step down a loss.
+
+        Args:
+            loss: a callable without arguments that returns (value, gradients), the gradients as
+                :meth:`apply` takes them; or a function of the variables, ``loss(*var_list)``, of a dict of
+                them if ``var_list`` is one. The package autograd then finds the gradients, for which loss
+                must be written with ``autograd.numpy`` in the place of ``numpy``. Variables of 16 bits come
+                in float32.
+            var_list: the variables, a list or a dict; all that were built if left out. Or a callable that
+                returns them, called after a loss without arguments, which may make them.
+
+        Returns:
+            The loss, before the step.
+
+        Raises:
+            TypeError: ``loss()`` returned something else than (value, gradients).
+            RuntimeError: autograd is needed and not installed.
+            Otherwise as :meth:`apply`; what ``loss`` raises passes through, and nothing was changed.
+
+        >>> from fusedstep import SGD
+        >>> v1, v2 = np.array([2.0]), np.array([5.0])
+        >>> opt = SGD(learning_rate=0.1)
+        >>> def loss():
+        ...     return (3 * v1**2 + 2 * v2**2).item(), [6 * v1, 4 * v2]
+        >>> opt.minimize(loss, [v1, v2])
+        62.0
+        >>> v1.round(4), v2.round(4)
+        (array([0.8]), array([3.]))
+        """
+
+        def variables() -> Any:
+            if var_list is None and self._plan is not None:
+                return [self._plan.variable(index) for index in range(len(self._plan))]
+            return var_list() if callable(var_list) else var_list
+
+        who = f"{type(self).__name__}.minimize"
+        value, grads, given = value_and_gradients(loss, variables, who)
+        self.apply(grads, given)
+        return value
 
     def _apply_to_one_of_many(self, grads: Any, variables: Any) -> int:
         who = f"{type(self).__name__}.apply: variables"

@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import fusedstep
 from conftest import DTYPES, OPTIONS, TARGETS, VARIANTS, random_array, with_arguments
@@ -52,15 +60,13 @@ seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(["dense", "dense", "of float32", "none", "rows", "no rows", "strided"])
 
 
-def variants_of(cls: type[Optimizer]) -> st.SearchStrategy[Optimizer]:
-    return st.sampled_from([variant for variant in VARIANTS if type(variant) is cls])
-
-
 class Program(RuleBasedStateMachine):
     """An optimizer and its reference."""
 
+    cls: type[Optimizer]
+
     @initialize(
-        variant=st.sampled_from(ALL).flatmap(variants_of),
+        variant=st.integers(0, 2**16),
         options=st.sampled_from([{}, *OPTIONS]),
         rate=st.sampled_from(RATES),
         named=st.booleans(),
@@ -68,17 +74,18 @@ class Program(RuleBasedStateMachine):
     )
     def begin(
         self,
-        variant: Optimizer,
+        variant: int,
         options: dict[str, Any],
         rate: float | LearningRateSchedule,
         named: bool,
         seed: int,
     ) -> None:
         rng = np.random.default_rng(seed)
+        variants = [one for one in VARIANTS if type(one) is self.cls]
         self.target = _native.current_target()
         self.named = named
         self.rate = rate
-        self.optimizer = with_arguments(variant, **options, learning_rate=rate)
+        self.optimizer = with_arguments(variants[variant % len(variants)], **options, learning_rate=rate)
         self.variables = [random_array(rng, s, d) for s, d in zip(SHAPES, OF, strict=True)]
         self.reference = Reference(self.optimizer, self.variables)
         self.saved: tuple[Any, ...] | None = None
@@ -175,7 +182,7 @@ class Program(RuleBasedStateMachine):
 
     @rule(rate=st.sampled_from(RATES))
     def set_learning_rate(self, rate: float | LearningRateSchedule) -> None:
-        self.optimizer.learning_rate = rate  # type: ignore[assignment]
+        self.optimizer.learning_rate = rate
         self.rate = rate
 
     @rule(value=st.sampled_from(HYPERPARAMETERS))
@@ -268,12 +275,16 @@ class Program(RuleBasedStateMachine):
             _native.select_target(self.target)
 
 
-TestProgram = Program.TestCase
-TestProgram.settings = settings(
-    max_examples=80,
-    stateful_step_count=25,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_random_programs(cls: type[Optimizer]) -> None:
+    """About 2 seconds for each class."""
+    run_state_machine_as_test(
+        type(f"{cls.__name__}Program", (Program,), {"cls": cls}),
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=15,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -9,20 +9,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import fusedstep
 from conftest import DTYPES, OPTIONS, TARGETS, VARIANTS, random_array, with_arguments
 from fusedstep import LearningRateSchedule, Optimizer, _native
+from fusedstep.optimizers import ALL
 from fusedstep.schedules import ExponentialDecay, PiecewiseConstantDecay
 from reference import Reference, assert_same, same_bits
 
 Array = npt.NDArray[Any]
 
-SHAPES: list[tuple[int, ...]] = [(7, 3), (), (70_000,), (0, 2), (513,), (4, 5, 2)]
-OF: list[Any] = [np.float32, np.float64, np.float32, np.float16, *DTYPES[2:]]
+SHAPES: list[tuple[int, ...]] = [(7, 3), (), (36_000,), (0, 2), (513,), (4, 5, 2)]
+OF: list[Any] = [np.float32, np.float32, np.float64, np.float16, *DTYPES[2:]]
 RATES: list[float | LearningRateSchedule] = [
     0.01,
     0.3,
@@ -39,16 +48,25 @@ HYPERPARAMETERS: list[tuple[str, Any]] = [
     ("loss_scale_factor", 3.0),
     ("loss_scale_factor", None),
 ]
+SETTINGS: list[dict[str, Any]] = [
+    {"frozen": True},
+    {"frozen": False},
+    {"learning_rate_multiplier": 3.0},
+    {"learning_rate_multiplier": -0.5},
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.125},
+]
 seeds = st.integers(0, 2**32 - 1)
-indices = st.integers(0, len(SHAPES) - 1)
 kinds = st.sampled_from(["dense", "dense", "of float32", "none", "rows", "no rows", "strided"])
 
 
 class Program(RuleBasedStateMachine):
     """An optimizer and its reference."""
 
+    cls: type[Optimizer]
+
     @initialize(
-        variant=st.sampled_from(VARIANTS),
+        variant=st.integers(0, 2**16),
         options=st.sampled_from([{}, *OPTIONS]),
         rate=st.sampled_from(RATES),
         named=st.booleans(),
@@ -56,17 +74,18 @@ class Program(RuleBasedStateMachine):
     )
     def begin(
         self,
-        variant: Optimizer,
+        variant: int,
         options: dict[str, Any],
         rate: float | LearningRateSchedule,
         named: bool,
         seed: int,
     ) -> None:
         rng = np.random.default_rng(seed)
+        variants = [one for one in VARIANTS if type(one) is self.cls]
         self.target = _native.current_target()
         self.named = named
         self.rate = rate
-        self.optimizer = with_arguments(variant, **options, learning_rate=rate)
+        self.optimizer = with_arguments(variants[variant % len(variants)], **options, learning_rate=rate)
         self.variables = [random_array(rng, s, d) for s, d in zip(SHAPES, OF, strict=True)]
         self.reference = Reference(self.optimizer, self.variables)
         self.saved: tuple[Any, ...] | None = None
@@ -156,21 +175,14 @@ class Program(RuleBasedStateMachine):
 
     # Settings.
 
-    @rule(index=indices, frozen=st.booleans())
-    def freeze(self, index: int, frozen: bool) -> None:
-        self.adjust(index, frozen=frozen)
-
-    @rule(index=indices, multiplier=st.sampled_from([0.5, 3.0, -1.0]), decay=st.sampled_from([0.0, 0.125]))
-    def adjust_numbers(self, index: int, multiplier: float, decay: float) -> None:
-        self.adjust(index, learning_rate_multiplier=multiplier, weight_decay=decay)
-
-    def adjust(self, index: int, **values: Any) -> None:
+    @rule(index=st.sampled_from([0, 2]), values=st.sampled_from(SETTINGS))
+    def adjust(self, index: int, values: dict[str, Any]) -> None:
         self.optimizer.adjust(self.variables[index], **values)
         self.reference.settings.setdefault(index, {}).update(values)
 
     @rule(rate=st.sampled_from(RATES))
     def set_learning_rate(self, rate: float | LearningRateSchedule) -> None:
-        self.optimizer.learning_rate = rate  # type: ignore[assignment]
+        self.optimizer.learning_rate = rate
         self.rate = rate
 
     @rule(value=st.sampled_from(HYPERPARAMETERS))
@@ -231,24 +243,20 @@ class Program(RuleBasedStateMachine):
             fresh.adjust(self.variables[index], **values)
 
     @rule()
-    def save(self) -> None:
-        variables = [variable.copy() for variable in self.variables]
-        self.saved = (self.optimizer.state_dict(), variables, copy.deepcopy(self.reference), self.rate)
-
-    @precondition(lambda self: self.saved is not None)
-    @rule()
-    def go_back(self) -> None:
-        """Load an older state into the optimizer, whose settings stay."""
-        assert self.saved is not None
+    def save_or_go_back(self) -> None:
+        """Load the state saved before into the optimizer, whose settings stay."""
+        if self.saved is None:
+            variables = [variable.copy() for variable in self.variables]
+            self.saved = (self.optimizer.state_dict(), variables, copy.deepcopy(self.reference), self.rate)
+            return
         state, variables, reference, rate = self.saved
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hyperparameters that have changed since
             self.optimizer.load_state_dict(state)
         for variable, value in zip(self.variables, variables, strict=True):
             variable[...] = value
-        own = self.reference
-        self.reference = copy.deepcopy(reference)
-        self.reference.config, self.reference.settings = own.config, own.settings
+        reference.config, reference.settings = self.reference.config, self.reference.settings
+        self.reference, self.saved = reference, None
         if isinstance(rate, float) and isinstance(self.rate, float):
             self.rate = rate
 
@@ -267,12 +275,16 @@ class Program(RuleBasedStateMachine):
             _native.select_target(self.target)
 
 
-TestProgram = Program.TestCase
-TestProgram.settings = settings(
-    max_examples=50,
-    stateful_step_count=25,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_random_programs(cls: type[Optimizer]) -> None:
+    """About 2 seconds for each class."""
+    run_state_machine_as_test(
+        type(f"{cls.__name__}Program", (Program,), {"cls": cls}),
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=15,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

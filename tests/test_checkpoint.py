@@ -180,8 +180,8 @@ def test_the_state_is_plain_data() -> None:
     assert state["config"] == fusedstep.serialize(opt)["config"]
     assert state["version"] == fusedstep.__version__
     (build,) = state["builds"]
-    assert build.keys() == {"calls", "updates", "names", "variables", "slots"}
-    assert (build["calls"], build["updates"]) == (1, 1)
+    assert build.keys() == {"calls", "updates", "skips", "carried", "names", "variables", "slots"}
+    assert (build["calls"], build["updates"], build["skips"], build["carried"]) == (1, 1, 0, 1.0)
     assert build["names"] == ["dense/kernel", "dense/bias", "scale", "list/0", "list/1"]
     assert build["variables"][1] == {"shape": [2, 3], "dtype": "float64"}
     assert build["variables"][4] == {"shape": [700], "dtype": "bfloat16"}

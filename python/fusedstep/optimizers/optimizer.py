@@ -486,8 +486,9 @@ class Optimizer(Declared):
         Returns:
             ``class_name`` and ``config``, as of :func:`fusedstep.serialize`, without a learning rate that
             is a plain callable; ``version``, fusedstep's; ``builds``, one dict for each build, with
-            ``calls`` and ``updates``, ``names`` (none, where variables came as a list), ``variables``
-            (shape and dtype of each), and ``slots``, arrays by "name of the variable/slot", as in
+            ``calls``, ``updates`` and ``skips``, ``carried`` (a number that Nadam carries from update to
+            update), ``names`` (none, where variables came as a list), ``variables`` (shape and dtype of
+            each), and ``slots``, arrays by "name of the variable/slot", as in
             "dense/kernel/momentum". Variables without names are "0", "1" and so on.
 
         >>> from fusedstep import SGD

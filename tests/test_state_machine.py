@@ -222,6 +222,8 @@ class Program(RuleBasedStateMachine):
     @rule(built=st.booleans(), dirty=st.booleans(), in_file=st.booleans())
     def go_on_from_a_checkpoint(self, built: bool, dirty: bool, in_file: bool) -> None:
         fresh = self.optimizer.clone()
+        if isinstance(self.rate, float):
+            fresh.learning_rate = 0.7  # the state's is taken
         self.leave()
         former, self.optimizer = self.optimizer, fresh
         if built or dirty:

@@ -22,7 +22,7 @@ LOOPS = [ROOT / "csrc" / "cpu" / name for name in ("gather.hpp", "norm.hpp", "sw
 NOT_ARITHMETIC = re.compile(r"\] = (0|p\[i\]|h\[i\]|average\[i\]);|finite &=")
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 RULES = len(_native.rules())
-VECTORISED_RULES = RULES - len(WITH_POW)  # pow is a call for each element
+VECTORISED_RULES = RULES - len(WITH_POW) - 1  # pow is a call for each element; Lamb has loops of its own
 TOOLS = ("cmake", "ninja", "g++", "nm", "objdump")
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +74,7 @@ def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None
         if re.search(r"for \(std::int64_t i|for \(int j = 0; j < lanes", line)
         and not NOT_ARITHMETIC.search(line)
     }
-    assert len(loops) == 12
+    assert len(loops) == 14
     for place, line in loops.items():
         # In two compute types: rules, for heads and bodies; widening, from four dtypes; narrowing, to two.
         expected = 2 * VECTORISED_RULES if "begin; i < end" in line else 8 if "widen" in line else 2

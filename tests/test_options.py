@@ -222,6 +222,31 @@ def test_settings_of_single_variables(threads: int) -> None:
     assert_same(opt, listed, reference)
 
 
+def test_refused_settings() -> None:
+    opt, w = SGD(0.1), np.zeros(3, np.float32)
+    opt.adjust("later", frozen=True)  # nothing was built yet
+    opt.build({"dense": {"kernel": w}})
+    for variables, arguments, sentence in (
+        (
+            "dense/kernle",
+            {"frozen": True},
+            "with the name 'dense/kernle', or below it; did you mean",
+        ),
+        (np.zeros(3), {"frozen": True}, "an array of shape (3,) was never built; build(variables) adds"),
+        (w, {"weight_decay": -1.0}, "SGD.adjust: weight_decay must lie in [0, inf), got -1.0"),
+        (w, {"learning_rate_multiplier": np.nan}, "learning_rate_multiplier must be finite, got nan"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            opt.adjust(variables, **arguments)
+    with pytest.raises(ValueError, match=re.escape("'(' is no regular expression")):
+        opt.exclude_from_weight_decay(var_names=["("])
+    opt.adjust(w, learning_rate_multiplier=1e300)
+    sentence = "learning_rate times a variable's multiplier must be finite in float32, got 0.1 * 1e+300"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        opt.apply([np.ones(3)], [w])
+    assert (w == 0).all()
+
+
 def test_exclude_from_weight_decay() -> None:
     variables = {"dense": {"kernel": np.ones(3), "bias": np.ones(2)}, "scale": np.ones(4)}
     opt = AdamW(0.1, weight_decay=0.5)
@@ -301,6 +326,11 @@ INTEGERS = "but they must be integers in one dimension"
     [
         (([5], np.ones((1, 2))), ValueError, f"has the index 5, {ROWS}"),
         (([-1], np.ones((1, 2))), ValueError, f"has the index -1, {ROWS}"),
+        (
+            (np.array([2**63 + 1], np.uint64), np.ones((1, 2))),
+            ValueError,
+            f"has the index {2**63 + 1}, {ROWS}",
+        ),
         (([1], np.ones((2, 2))), ValueError, f"has values of shape (2, 2), {VALUES}"),
         (([1], np.ones((1, 3))), ValueError, f"has values of shape (1, 3), {VALUES}"),
         (([1.0], np.ones((1, 2))), TypeError, f"has indices of dtype float64 and shape (1,), {INTEGERS}"),

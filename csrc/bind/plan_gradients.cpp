@@ -70,8 +70,9 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   std::memcpy(indices.data(), in_int64.cast<py::array>().data(), indices.size() * sizeof(std::int64_t));
   const auto bad = std::ranges::find_if(indices, [&](std::int64_t i) { return i < 0 || i >= rows_of_variable; });
   if (bad != indices.end()) {
-    refuse_value(what + " has the index " + std::to_string(*bad) + ", its variable has " +
-                 std::to_string(rows_of_variable) + " rows: indices must lie in [0, " +
+    const auto number = static_cast<py::ssize_t>(bad - indices.begin());
+    refuse_value(what + " has the index " + std::string(py::str(given_indices[py::int_(number)])) +
+                 ", its variable has " + std::to_string(rows_of_variable) + " rows: indices must lie in [0, " +
                  std::to_string(rows_of_variable) + ")");
   }
   check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what);

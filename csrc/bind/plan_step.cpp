@@ -171,10 +171,13 @@ void Plan::check_learning_rate(double learning_rate) const {
   const auto is_good = [&](const VariableSettings& group) {
     return std::abs(learning_rate * group.multiplier) <= largest;
   };
-  if (std::abs(learning_rate) <= largest && std::ranges::all_of(groups_, is_good)) return;
-  refuse_value(optimizer_ + ": learning_rate must be finite in " +
-               name_of(in_float32 ? compute_float32 : compute_float64) + ", got " +
-               std::string(py::str(py::float_(learning_rate))));
+  const auto bad = std::ranges::find_if_not(groups_, is_good);
+  if (std::abs(learning_rate) <= largest && bad == groups_.end()) return;
+  const std::string rate = py::str(py::float_(learning_rate));
+  const bool multiplied = std::abs(learning_rate) <= largest;
+  refuse_value(optimizer_ + ": learning_rate " + (multiplied ? "times a variable's multiplier " : "") +
+               "must be finite in " + name_of(in_float32 ? compute_float32 : compute_float64) + ", got " + rate +
+               (multiplied ? " * " + std::string(py::str(py::float_(bad->multiplier))) : ""));
 }
 
 void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what) {

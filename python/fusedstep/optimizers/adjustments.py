@@ -1,7 +1,9 @@
 """Settings of single variables: which of them have others than the optimizer's."""
 
+import difflib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -49,13 +51,17 @@ class Adjustments:
 
     changes: tuple[tuple[Selector, Change], ...] = ()
 
-    def and_also(self, variables: Any, change: Change, who: str) -> "Adjustments":
-        """Return these and the change of some more variables."""
+    def and_also(
+        self, variables: Any, change: Change, who: str, plans: Sequence[_native.Plan] = ()
+    ) -> "Adjustments":
+        """Return these and the change of some more variables, of the plans where there are some."""
         selectors = list(variables) if isinstance(variables, (list, tuple)) else [variables]
         for selector in selectors:
             if not isinstance(selector, (str, re.Pattern, np.ndarray)):
                 kind = type(selector).__name__
                 raise TypeError(f"{who}: variables must be arrays or names, got {selector!r} of type {kind}")
+            if plans and not any(_chosen(selector, plan) for plan in plans):
+                raise ValueError(f"{who}: {_unknown(selector, plans)}")
         return Adjustments(self.changes + tuple((selector, change) for selector in selectors))
 
     def by_name(self) -> "Adjustments":
@@ -89,6 +95,15 @@ class Adjustments:
         if not changes:
             return [settings(Change())]
         return [settings(changes.get(index, Change())) for index in range(len(plan))]
+
+
+def _unknown(selector: Selector, plans: Sequence[_native.Plan]) -> str:
+    if isinstance(selector, np.ndarray):
+        return f"an array of shape {selector.shape} was never built; build(variables) adds new ones"
+    names = [name for plan in plans for name in plan.names]
+    close = difflib.get_close_matches(str(selector), names, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {names[:10]}"
+    return f"no variable was built with the name '{selector}', or below it; {hint}"
 
 
 def _chosen(selector: Selector, plan: _native.Plan) -> list[int]:

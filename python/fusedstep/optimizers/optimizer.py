@@ -240,7 +240,8 @@ class Optimizer(Declared):
         What is None stays as it was.
 
         Raises:
-            ValueError, TypeError: a setting is out of its interval or of another kind.
+            ValueError, TypeError: a setting is out of its interval or of another kind, or there are builds
+                and none has such a variable.
 
         >>> from fusedstep import SGD
         >>> w, b = np.ones(2), np.ones(2)
@@ -256,7 +257,7 @@ class Optimizer(Declared):
             learning_rate_multiplier, weight_decay, frozen, f"{type(self).__name__}.adjust"
         )
         before = self._adjustments
-        self._adjustments = before.and_also(variables, change, f"{type(self).__name__}.adjust")
+        self._adjustments = before.and_also(variables, change, f"{type(self).__name__}.adjust", self._plans)
         try:
             self._changed()
         except BaseException:
@@ -272,9 +273,19 @@ class Optimizer(Declared):
         Args:
             var_list: arrays.
             var_names: regular expressions, to be found somewhere in the variables' names.
+
+        Raises:
+            ValueError: a name is no regular expression.
         """
         who = f"{type(self).__name__}.exclude_from_weight_decay"
-        chosen = list(var_list or []) + [re.compile(pattern) for pattern in var_names or []]
+        chosen = list(var_list or [])
+        for pattern in var_names or []:
+            try:
+                chosen.append(re.compile(pattern))
+            except re.error as error:
+                raise ValueError(
+                    f"{who}: {pattern!r} is no regular expression ({error}); re.escape(name) makes one"
+                ) from None
         no_decay = Change(weight_decay=0.0)
         self._adjustments = self._adjustments.and_also(chosen, no_decay, who)
         self._changed()

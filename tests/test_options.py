@@ -11,8 +11,8 @@ import pytest
 
 import fusedstep
 from conftest import DTYPES, OPTIONS, VARIANTS, random_array, with_arguments
-from fusedstep import SGD, Adam, AdamW, Optimizer
-from reference import Reference, assert_same, sum_of_squares
+from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
+from reference import Reference, assert_same, compute_type, same_bits, sum_of_squares
 
 Array = npt.NDArray[Any]
 
@@ -306,6 +306,37 @@ def test_lazy_steps_touch_only_their_rows(threads: int) -> None:
     assert (other == other_twin).all()
     for name in ("momentum", "velocity", "average"):
         assert (opt.slots(table)[name] == np.array([twin.slots(row)[name] for row in rows])).all()
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if not isinstance(v, Lamb)], ids=repr)
+def test_lazy_steps_of_every_rule(variant: Optimizer) -> None:
+    rng = np.random.default_rng(10)
+    for dtype in DTYPES:
+        table = random_array(rng, (20, 7), dtype)
+        opt = with_arguments(variant, lazy=True, weight_decay=0.01, global_clipnorm=1e9)
+        rows = [row.copy() for row in table]
+        twin = with_arguments(opt)
+        twin.build(rows)
+        for _ in range(3):
+            indices, values = sparse(rng, 20, (7,), 9, np.float32)
+            opt.apply([(indices, values)], [table])
+            grads: list[Any] = [None] * 20
+            for index, value in zip(indices, values.astype(compute_type(dtype)), strict=True):
+                grads[index] = value if grads[index] is None else grads[index] + value
+            twin.apply(grads)
+        assert same_bits(table, np.array(rows))
+        for name, slot in opt.slots(table).items():
+            assert same_bits(slot, np.array([twin.slots(row)[name] for row in rows]))
+
+
+def test_lazy_lamb_takes_norms_of_the_touched_rows() -> None:
+    table = np.arange(12.0).reshape(4, 3)
+    part = table[[1, 3]].copy()
+    gradient = np.array([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]])
+    Lamb(0.1, lazy=True).apply([([1, 3], gradient)], [table])
+    Lamb(0.1).apply([gradient], [part])
+    assert np.allclose(table[[1, 3]], part, rtol=1e-15)
+    assert (table[[0, 2]] == [[0, 1, 2], [6, 7, 8]]).all()
 
 
 @pytest.mark.parametrize("lazy", [False, True])

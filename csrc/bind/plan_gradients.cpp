@@ -1,6 +1,5 @@
 // Gradients that are more than one array: of replicas, and of some rows.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "bind/call.hpp"
@@ -65,9 +64,9 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
                  std::to_string(count) + " rows of its variable they must have " + text_of(built.ndim, shape.data()));
   }
-  std::vector<std::int64_t> indices(static_cast<std::size_t>(count));
-  const py::object in_int64 = numpy.attr("ascontiguousarray")(given_indices, "int64");
-  std::memcpy(indices.data(), in_int64.cast<py::array>().data(), indices.size() * sizeof(std::int64_t));
+  const py::array in_int64 = numpy.attr("ascontiguousarray")(given_indices, "int64");
+  const auto* const first_index = static_cast<const std::int64_t*>(in_int64.data());
+  std::vector<std::int64_t> indices(first_index, first_index + count);
   const auto bad = std::ranges::find_if(indices, [&](std::int64_t i) { return i < 0 || i >= rows_of_variable; });
   if (bad != indices.end()) {
     const auto number = static_cast<py::ssize_t>(bad - indices.begin());

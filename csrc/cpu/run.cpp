@@ -189,7 +189,6 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
   };
   const auto finish_sums = [&](bool finite) {
     const DefaultFloatEnvironment environment;
-    norms.finite = finite;
     finish_norms(step, norms);
     return norms.skip_not_finite && !finite ? Outcome::skipped : Outcome::done;
   };

@@ -34,7 +34,6 @@ struct Norms {
   std::size_t owners;    // variables of the build
 
   double norm;  // of all gradients together
-  bool finite;
   std::vector<double> factors;  // for each owner
 
   bool wanted() const { return clip != none || skip_not_finite; }

@@ -33,7 +33,7 @@ struct Norms {
   bool skip_not_finite;  // nothing is changed where an element is not finite
   std::size_t owners;    // variables of the build
 
-  double norm;  // of all gradients together
+  double norm;                  // of all gradients together
   std::vector<double> factors;  // for each owner
 
   bool wanted() const { return clip != none || skip_not_finite; }

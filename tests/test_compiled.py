@@ -17,9 +17,11 @@ from conftest import WITH_POW
 from fusedstep import _native
 
 ROOT = Path(__file__).parent.parent
-LOOPS = [ROOT / "csrc" / "cpu" / name for name in ("gather.hpp", "norm.hpp", "sweep.hpp")]
+LOOPS = [
+    ROOT / "csrc" / name for name in ("core/gather.hpp", "core/stages.hpp", "cpu/norm.hpp", "cpu/sweep.hpp")
+]
 # Copies and zeros become calls; looking for what is not finite is rare.
-NOT_ARITHMETIC = re.compile(r"\] = (0|p\[i\]|h\[i\]|average\[i\]);|finite &=")
+NOT_ARITHMETIC = re.compile(r"\] = (0|p\[i\]|h\[i\]|average\[i\]|values != nullptr .*);|finite &=")
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 RULES = len(_native.rules())
 VECTORISED_RULES = RULES - len(WITH_POW) - 1  # pow is a call for each element; Lamb has loops of its own

@@ -221,7 +221,7 @@ BAD_GRADIENTS: list[Row] = [
     (
         "on a GPU",
         lambda s: OnGpu(),
-        "ValueError: Adam.apply: VARIABLE is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)",
+        "ValueError: Adam.apply: VARIABLE is on the CPU but its gradient on cuda:0; pass cupy.asnumpy(g)",
     ),
     ("its variable, shifted up", lambda s: s.buffer[5:11], PART),
     ("its variable, shifted down", lambda s: s.buffer[3:9], PART),

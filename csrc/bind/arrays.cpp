@@ -1,20 +1,232 @@
 #include "bind/arrays.hpp"
 
+#include <algorithm>
+#include <vector>
+
+#include "bind/dlpack.hpp"
 #include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+#include "cuda/devices.hpp"
 
 namespace fusedstep {
 namespace {
 
 using py::detail::npy_api;
 
+std::string module_of_type(py::handle object) {
+  return py::str(py::type::handle_of(object).attr("__module__"));
+}
+
 std::string name_of_type(py::handle object) {
-  const py::handle type = py::type::handle_of(object);
-  const std::string module = py::str(type.attr("__module__"));
-  const std::string name = py::str(type.attr("__qualname__"));
+  const std::string module = module_of_type(object);
+  const std::string name = py::str(py::type::handle_of(object).attr("__qualname__"));
   return module == "builtins" ? name : module + "." + name;
 }
 
+py::dict loaded_modules() {
+  return py::module_::import("sys").attr("modules");
+}
+
+bool is_row_major(int ndim, const py::ssize_t* shape, const py::ssize_t* strides, py::ssize_t itemsize) {
+  if (std::find(shape, shape + ndim, 0) != shape + ndim) return true;
+  for (int i = ndim - 1; i >= 0; --i) {
+    if (shape[i] != 1 && strides[i] != itemsize) return false;
+    itemsize *= shape[i];
+  }
+  return true;
+}
+
+// NumPy's flags for memory that another library described; strides may be null.
+int flags_of(const ArrayView& view, bool writeable) {
+  const py::ssize_t itemsize = bytes_of(view.dtype);
+  int flags = writeable ? npy_api::NPY_ARRAY_WRITEABLE_ : 0;
+  if (address(view.data) % static_cast<std::uintptr_t>(itemsize) == 0) flags |= npy_api::NPY_ARRAY_ALIGNED_;
+  if (view.strides == nullptr || is_row_major(view.ndim, view.shape, view.strides, itemsize)) {
+    flags |= npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+  }
+  return flags;
+}
+
+bool dtype_of(const dlpack::DataType& type, DType& dtype) {
+  if (type.lanes != 1) return false;
+  if (type.code == dlpack::bfloat_code && type.bits == 16) {
+    dtype = DType::bfloat16;
+  } else if (type.code == dlpack::float_code && (type.bits == 16 || type.bits == 32 || type.bits == 64)) {
+    dtype = type.bits == 16 ? DType::float16 : type.bits == 32 ? DType::float32 : DType::float64;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view) {
+  DType dtype;
+  if (!dtype_of(tensor.dtype, dtype) || tensor.ndim > HeldView::most_dimensions) return false;
+  const std::int32_t type = tensor.device.type;
+  const bool on_gpu = type == dlpack::cuda || type == dlpack::cuda_managed;
+  if (!on_gpu && type != dlpack::cpu && type != dlpack::cuda_host) return false;
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.ndim = tensor.ndim;
+  // Copied: PyTorch's tensors can change theirs in place.
+  py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
+  std::copy_n(tensor.shape, tensor.ndim, view.numbers.data());
+  view.shape = view.numbers.data();
+  view.strides = tensor.strides == nullptr ? nullptr : strides;
+  for (int i = 0; tensor.strides != nullptr && i < tensor.ndim; ++i) strides[i] = tensor.strides[i] * bytes_of(dtype);
+  view.dtype = dtype;
+  view.device = on_gpu ? tensor.device.id : on_cpu;
+  view.flags = flags_of(view, writeable);
+  return true;
+}
+
+// The exchange APIs of the types seen so far; null for types that have none.
+const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
+  static std::vector<std::pair<PyTypeObject*, const dlpack::ExchangeApi*>> seen;
+  PyTypeObject* const type = Py_TYPE(object);
+  for (const auto& [known, api] : seen) {
+    if (known == type) return api;
+  }
+  const dlpack::ExchangeApi* api = nullptr;
+  const py::handle handle(reinterpret_cast<PyObject*>(type));
+  if (py::hasattr(handle, "__dlpack_c_exchange_api__")) {
+    const py::object capsule = handle.attr("__dlpack_c_exchange_api__");
+    api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api == nullptr) PyErr_Clear();
+    while (api != nullptr && api->version.major != 1) api = api->older;
+  }
+  if (api != nullptr && api->tensor_of == nullptr) api = nullptr;
+  if (api != nullptr) {
+    handle.inc_ref();  // types that are remembered stay
+    seen.emplace_back(type, api);
+  }
+  return api;
+}
+
+bool read_exchanged(PyObject* object, HeldView& view) {
+  const dlpack::ExchangeApi* const api = exchange_api_of(object);
+  if (api == nullptr) return false;
+  dlpack::Tensor tensor;
+  if (api->tensor_of(object, &tensor) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  return read_tensor(tensor, true, view);
+}
+
+// NumPy's own dtype object.
+bool dtype_of(py::handle dtype, DType& result) {
+  const std::string name = py::str(dtype.attr("name"));
+  for (const DType one : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    if (name == name_of(one)) {
+      result = one;
+      return dtype.attr("isnative").cast<bool>();
+    }
+  }
+  return false;
+}
+
+bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
+  const auto items = py::reinterpret_borrow<py::tuple>(tuple);
+  count = static_cast<int>(items.size());
+  if (items.size() > HeldView::most_dimensions) return false;
+  for (std::size_t i = 0; i < items.size(); ++i) to[i] = items[i].cast<py::ssize_t>();
+  return true;
+}
+
+PyTypeObject* cupy_type = nullptr;  // cupy.ndarray, once that package was seen
+
+bool is_of_cupy(PyObject* object) {
+  if (cupy_type == nullptr) {
+    const py::dict modules = loaded_modules();
+    if (!modules.contains("cupy") || !py::hasattr(modules["cupy"], "ndarray")) return false;
+    cupy_type = reinterpret_cast<PyTypeObject*>(py::object(modules["cupy"].attr("ndarray")).release().ptr());
+  }
+  return PyObject_TypeCheck(object, cupy_type) != 0;
+}
+
+bool read_cupy(py::handle array, HeldView& view) {
+  if (!dtype_of(array.attr("dtype"), view.dtype)) return false;
+  const py::object memory = array.attr("data");
+  py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
+  if (!read_numbers(array.attr("shape"), view.numbers.data(), view.ndim)) return false;
+  read_numbers(array.attr("strides"), strides, view.ndim);
+  view.data = reinterpret_cast<char*>(memory.attr("ptr").cast<std::uintptr_t>());
+  view.shape = view.numbers.data();
+  view.strides = strides;
+  view.device = memory.attr("device_id").cast<Device>();
+  view.flags = flags_of(view, true);
+  return true;
+}
+
+bool read_cuda_array_interface(py::handle array, HeldView& view) {
+  const auto described = array.attr("__cuda_array_interface__").cast<py::dict>();
+  const py::dtype dtype = py::dtype::from_args(described["typestr"]);
+  if (!dtype_of(dtype, view.dtype) || described.contains("mask")) {
+    if (!described.contains("mask") || !described["mask"].is_none()) return false;
+  }
+  py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
+  if (!read_numbers(described["shape"], view.numbers.data(), view.ndim)) return false;
+  const bool has_strides = described.contains("strides") && !described["strides"].is_none();
+  if (has_strides) read_numbers(described["strides"], strides, view.ndim);
+  const auto data = described["data"].cast<py::tuple>();
+  view.data = reinterpret_cast<char*>(data[0].cast<std::uintptr_t>());
+  view.shape = view.numbers.data();
+  view.strides = has_strides ? strides : nullptr;
+  view.device = device_of_memory(view.data);
+  view.flags = flags_of(view, !data[1].cast<bool>());
+  return true;
+}
+
+bool read_dlpack(py::handle array, HeldView& view) {
+  py::object capsule;
+  const py::object method = array.attr("__dlpack__");
+  try {
+    capsule = method(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) return false;
+    try {
+      capsule = method();
+    } catch (py::error_already_set&) {
+      return false;
+    }
+  }
+  view.owner = capsule;
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* managed =
+        static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    return managed->version.major == 1 &&
+           read_tensor(managed->tensor, (managed->flags & dlpack::read_only_flag) == 0, view);
+  }
+  if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
+  return read_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, true,
+                     view);
+}
+
+bool shows_memory(py::handle object) {
+  return py::hasattr(object, "__cuda_array_interface__") || py::hasattr(object, "__dlpack__");
+}
+
+bool read_numpy(PyObject* object, HeldView& view) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
+    const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
+    if (PyObject_HasAttrString(object, "mask") || !read_array(plain.ptr(), view)) return false;
+    const auto* array = py::detail::array_proxy(object);
+    static_cast<ArrayView&>(view) = {array->data, array->nd, array->dimensions, array->strides, array->flags,
+                                     view.dtype,  on_cpu};
+    return true;
+  }
+  const py::dict modules = loaded_modules();
+  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
+  if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
+  bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
+  return read_plain_array(object, view);
+}
+
 }  // namespace
+
+std::string name_of(Device device) {
+  return device == on_cpu ? "the CPU" : "cuda:" + std::to_string(device);
+}
 
 std::int64_t ArrayView::size() const {
   std::int64_t size = 1;
@@ -29,29 +241,49 @@ void import_numpy() {
   array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_);
 }
 
-bool read_array(PyObject* object, ArrayView& view) {
+bool read_array(PyObject* object, HeldView& view) {
   if (read_plain_array(object, view)) return true;
-  if (!npy_api::get().PyArray_Check_(object)) return false;
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
-    const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
-    if (PyObject_HasAttrString(object, "mask") || !read_array(plain.ptr(), view)) return false;
-    const auto* array = py::detail::array_proxy(object);
-    view = {array->data, array->nd, array->dimensions, array->strides, array->flags, view.dtype};
-    return true;
+  if (npy_api::get().PyArray_Check_(object)) return read_numpy(object, view);
+  if (read_exchanged(object, view)) return true;
+  if (is_of_cupy(object)) return read_cupy(object, view);
+  const py::handle handle(object);
+  if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
+  if (py::hasattr(handle, "__cuda_array_interface__")) return read_cuda_array_interface(handle, view);
+  return py::hasattr(handle, "__dlpack__") && read_dlpack(handle, view);
+}
+
+bool is_immutable_view(PyObject* object) {
+  return cupy_type != nullptr && PyObject_TypeCheck(object, cupy_type) != 0;
+}
+
+void* current_stream(PyObject* object, Device device) {
+  const dlpack::ExchangeApi* const api = exchange_api_of(object);
+  if (api != nullptr && api->current_stream != nullptr) {
+    void* stream = nullptr;
+    if (api->current_stream(dlpack::cuda, device, &stream) != 0) throw py::error_already_set();
+    return stream;
   }
-  const py::dict modules = py::module_::import("sys").attr("modules");
-  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
-  if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
-  bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
-  return read_plain_array(object, view);
+  const auto pointer = [](py::handle number) { return reinterpret_cast<void*>(number.cast<std::uintptr_t>()); };
+  if (is_of_cupy(object)) {
+    static const py::handle ask =
+        py::object(py::module_::import("cupy").attr("cuda").attr("get_current_stream")).release();
+    return pointer(ask(device).attr("ptr"));
+  }
+  const py::handle handle(object);
+  if (py::hasattr(handle, "__cuda_array_interface__")) {
+    const auto described = handle.attr("__cuda_array_interface__").cast<py::dict>();
+    if (described.contains("stream") && !described["stream"].is_none()) return pointer(described["stream"]);
+  }
+  return nullptr;
 }
 
 void refuse_array(py::handle object, const std::string& what, const char* kind) {
-  if (py::hasattr(object, "__cuda_array_interface__")) {
-    refuse_now(what + " is a GPU array (" + name_of_type(object) +
-               "), but this build has no CUDA kernels; pass NumPy arrays, for example cupy.asnumpy(x)");
-  }
   if (!npy_api::get().PyArray_Check_(object.ptr())) {
+    if (shows_memory(object) && !py::isinstance(object, py::module_::import("numpy").attr("generic"))) {
+      refuse_type(what + " is of type " + name_of_type(object) + " and dtype " +
+                  std::string(py::str(py::getattr(object, "dtype", py::str("unknown")))) + ", but a " + kind +
+                  " must be float32, float64, float16 or bfloat16, in native byte order, on the CPU or a CUDA device");
+    }
     refuse_type(what + " is of type " + name_of_type(object) + ", but a " + kind +
                 " must be a numpy.ndarray; convert it once with numpy.asarray(x)");
   }
@@ -68,22 +300,49 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
               " must be float32, float64, float16 or bfloat16 (of ml_dtypes); convert it with x.astype(numpy.float32)");
 }
 
-bool read_scalar(PyObject* object, ArrayView& view, py::object& owner) {
-  if (!py::isinstance(object, py::module_::import("numpy").attr("generic"))) return false;
-  owner = py::module_::import("numpy").attr("asarray")(py::handle(object));
-  return read_array(owner.ptr(), view);
+void refuse_device(py::handle object, const std::string& what) {
+  refuse_now(what + " is a GPU array (" + name_of_type(object) +
+             "), but this build has no CUDA kernels; pass NumPy arrays, for example cupy.asnumpy(x)");
 }
 
-py::object contiguous_copy(PyObject* object, ArrayView& view) {
-  py::object copy = py::module_::import("numpy").attr("array")(py::handle(object), py::arg("order") = "C");
-  read_array(copy.ptr(), view);
-  return copy;
+bool read_scalar(PyObject* object, HeldView& view) {
+  const py::module_ numpy = py::module_::import("numpy");
+  if (!py::isinstance(object, numpy.attr("generic"))) return false;
+  view.owner = numpy.attr("asarray")(py::handle(object));
+  return read_array(view.owner.ptr(), view);
+}
+
+void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what) {
+  const py::handle array(object);
+  py::object copy;
+  if (npy_api::get().PyArray_Check_(object)) {
+    copy = py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
+  } else if (py::hasattr(array, "contiguous")) {  // PyTorch's
+    copy = array.attr("contiguous")();
+  } else {
+    const std::string module = module_of_type(array);
+    const py::dict modules = loaded_modules();
+    const py::str library(module.substr(0, module.find('.')));
+    if (!modules.contains(library) || !py::hasattr(modules[library], "ascontiguousarray")) {
+      refuse_value(what + " (" + name_of_type(array) + ") is not contiguous (shape " + text_of(view.ndim, view.shape) +
+                   ", strides " + text_of_strides(view) + "); pass a contiguous copy");
+    }
+    copy = modules[library].attr("ascontiguousarray")(array);
+  }
+  view.owner = copy;
+  const py::object kept = copy;  // reading may put something else into the view
+  if (!read_array(copy.ptr(), view)) refuse_array(copy, what, "gradient");
+  if (!view.owner.is(kept)) view.owner = py::make_tuple(kept, view.owner);
 }
 
 std::string text_of(int count, const py::ssize_t* values) {
   std::string text = "(";
   for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
   return text + (count == 1 ? ",)" : ")");
+}
+
+std::string text_of_strides(const ArrayView& view) {
+  return view.strides == nullptr ? "of a contiguous array" : text_of(view.ndim, view.strides);
 }
 
 }  // namespace fusedstep

@@ -1,8 +1,10 @@
-// NumPy arrays as seen from C++: read through pybind11's NumPy API, never converted or copied.
+// Arrays as seen from C++: NumPy's, read through pybind11's NumPy API, and those of any library that shows its
+// memory, on the CPU or a GPU. Never converted or copied.
 #pragma once
 
 #include <pybind11/numpy.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -16,14 +18,20 @@ inline std::uintptr_t address(const void* memory) {
   return reinterpret_cast<std::uintptr_t>(memory);
 }
 
+// Where memory is: a GPU's number, or the CPU.
+using Device = std::int32_t;
+constexpr Device on_cpu = -1;
+std::string name_of(Device device);  // "the CPU", "cuda:1"
+
 // An array of a supported dtype in native byte order. Valid while the array is.
 struct ArrayView {
   char* data;
   int ndim;
   const py::ssize_t* shape;
-  const py::ssize_t* strides;
-  int flags;
+  const py::ssize_t* strides;  // in bytes; null where it is contiguous
+  int flags;                   // as NumPy's
   DType dtype;
+  Device device;
 
   bool contiguous() const { return (flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0; }
   bool aligned() const { return (flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
@@ -38,6 +46,13 @@ struct ArrayView {
   }
 };
 
+// A view with what it points to, where its library does not keep that.
+struct HeldView : ArrayView {
+  py::object owner;
+  static constexpr int most_dimensions = 64;
+  std::array<py::ssize_t, 2 * most_dimensions> numbers;
+};
+
 extern PyObject* array_type;  // numpy.ndarray
 extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; -1 before
 void import_numpy();
@@ -47,7 +62,7 @@ void import_numpy();
 inline bool read_plain_array(PyObject* object, ArrayView& view) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) return false;
   const auto* array = py::detail::array_proxy(object);
-  view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32};
+  view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32, on_cpu};
   const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
   constexpr int float16_number = 23;  // NPY_HALF, which pybind11 does not name
   switch (dtype->type_num) {
@@ -61,8 +76,15 @@ inline bool read_plain_array(PyObject* object, ArrayView& view) {
   return dtype->byteorder != '>';  // the machines that this is made for are little-endian
 }
 
-// False where the object is no array, masked (its mask would be ignored), or of another dtype.
-bool read_array(PyObject* object, ArrayView& view);
+// False where the object is no array, masked (its mask would be ignored), or of another dtype. NumPy's arrays, and
+// whatever has DLPack's exchange API (PyTorch's tensors), is of CuPy, or has __cuda_array_interface__ or __dlpack__.
+bool read_array(PyObject* object, HeldView& view);
+
+// Whether an object's array cannot change its memory, dtype or layout: who has seen it once need not look again.
+bool is_immutable_view(PyObject* object);
+
+// The stream on which the library of this GPU array puts its work now.
+void* current_stream(PyObject* object, Device device);
 
 // Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here.
 inline void prefetch_array(PyObject* object) {
@@ -78,12 +100,16 @@ inline void prefetch_shape(PyObject* object) {
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".
 [[noreturn]] void refuse_array(py::handle object, const std::string& what, const char* kind);
 
-// Like read_array, but also takes a NumPy scalar; `owner` keeps what the view sees.
-bool read_scalar(PyObject* object, ArrayView& view, py::object& owner);
+// The same for an array on a device that steps cannot run on.
+[[noreturn]] void refuse_device(py::handle object, const std::string& what);
 
-// An equal array that is contiguous and aligned.
-py::object contiguous_copy(PyObject* object, ArrayView& view);
+// Like read_array, but also takes a NumPy scalar; the view keeps it.
+bool read_scalar(PyObject* object, HeldView& view);
+
+// Makes the view that of an equal array, which it keeps, that is contiguous and aligned.
+void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what);
 
 std::string text_of(int count, const py::ssize_t* values);  // "(512, 10)"
+std::string text_of_strides(const ArrayView& view);
 
 }  // namespace fusedstep

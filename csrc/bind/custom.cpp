@@ -55,7 +55,7 @@ template <class C>
 void sweep(const void*, const Step& step, const Run& run) {
   const auto& of_step = static_cast<const CustomStep&>(*step.custom);
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
-  const bool without_gradient = stages.average != Average::off || stages.accumulation == Accumulation::flush;
+  const bool without_gradient = baseline::visits_without_gradient(stages);
   const std::size_t end = run.begin + run.count;
   for (std::size_t i = run.begin, next; i < end; i = next) {
     next = i + 1;
@@ -68,7 +68,7 @@ void sweep(const void*, const Step& step, const Run& run) {
     } else if (step.gradients[i].data != nullptr) {
       of_step.custom.update<C>(step, i, of_step.gradients);
     } else if (without_gradient) {
-      baseline::sweep_staged<C>({}, baseline::Pass::only, nullptr, step, i, nullptr, 0, 0, array.size);
+      baseline::sweep_staged<baseline::Pass::only, C>({}, nullptr, step, i, nullptr, 0, 0, array.size);
     }
   }
 }

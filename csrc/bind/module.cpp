@@ -55,17 +55,38 @@ double round_to_float32(double x) {
   return pinned(static_cast<double>(rounded));
 }
 
-std::optional<double> optional_if(bool on, double value) {
-  return on ? std::optional(value) : std::nullopt;
+// A number that is off as None.
+template <auto on, auto value>
+std::optional<double> get_optional(const Options& options) {
+  return options.*on ? std::optional(options.*value) : std::nullopt;
+}
+template <auto on, auto value>
+void set_optional(Options& options, std::optional<double> number) {
+  options.*on = number.has_value();
+  options.*value = number.value_or(0);
 }
 
-void set_clip(Options& options, Norms::Clip clip, std::optional<double> largest_norm) {
-  if (!largest_norm) {
-    if (options.clip == clip) options.clip = Norms::none;
-    return;
+template <auto count>
+auto get_count(const Plan& plan) {
+  return plan.counts.*count;
+}
+template <auto count>
+void set_count(Plan& plan, std::remove_reference_t<decltype(Counts().*count)> value) {
+  plan.counts.*count = value;
+}
+
+template <Clip clip>
+std::optional<double> get_clip(const Options& options) {
+  return options.clip == clip ? std::optional(options.largest_norm) : std::nullopt;
+}
+template <Clip clip>
+void set_clip(Options& options, std::optional<double> largest_norm) {
+  if (largest_norm) {
+    options.clip = clip;
+    options.largest_norm = *largest_norm;
+  } else if (options.clip == clip) {
+    options.clip = Clip::none;
   }
-  options.clip = clip;
-  options.largest_norm = *largest_norm;
 }
 
 }  // namespace
@@ -92,22 +113,24 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init())
       .def_readwrite("l2", &Options::l2)
       .def_readwrite("maximize", &Options::maximize)
-      .def_property(
-          "clipnorm", [](const Options& o) { return optional_if(o.clip == Norms::each, o.largest_norm); },
-          [](Options& o, std::optional<double> norm) { set_clip(o, Norms::each, norm); })
-      .def_property(
-          "global_clipnorm", [](const Options& o) { return optional_if(o.clip == Norms::all, o.largest_norm); },
-          [](Options& o, std::optional<double> norm) { set_clip(o, Norms::all, norm); })
-      .def_readwrite("clipvalue", &Options::largest_value)
+      .def_property("clipnorm", &get_clip<Clip::each>, &set_clip<Clip::each>)
+      .def_property("global_clipnorm", &get_clip<Clip::all>, &set_clip<Clip::all>)
+      .def_property("clipvalue", &get_optional<&Options::clips_values, &Options::largest_value>,
+                    &set_optional<&Options::clips_values, &Options::largest_value>)
       .def_readwrite("gradient_accumulation_steps", &Options::accumulation_steps)
-      .def_readwrite("loss_scale_factor", &Options::loss_scale)
-      .def_readwrite("skip_nonfinite", &Options::skip_not_finite)
-      .def_readwrite("ema_momentum", &Options::average_momentum)
+      .def_property("loss_scale_factor", &get_optional<&Options::has_loss_scale, &Options::loss_scale>,
+                    &set_optional<&Options::has_loss_scale, &Options::loss_scale>)
+      .def_readwrite("skip_nonfinite", &Options::skips_not_finite)
+      .def_property("ema_momentum", &get_optional<&Options::averages, &Options::average_momentum>,
+                    &set_optional<&Options::averages, &Options::average_momentum>)
       .def_readwrite("ema_overwrite_frequency", &Options::overwrite_frequency)
       .def_readwrite("lazy", &Options::lazy);
 
   py::class_<VariableSettings>(module, "VariableSettings")
-      .def(py::init<double, double, bool>(), py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
+      .def(py::init([](double multiplier, double weight_decay, bool frozen) {
+             return VariableSettings{{multiplier, weight_decay}, frozen};
+           }),
+           py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
 
   py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
       .def(py::init())
@@ -137,12 +160,12 @@ PYBIND11_MODULE(_native, module) {
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
-      .def_readwrite("calls", &Plan::calls)
-      .def_readwrite("updates", &Plan::updates)
-      .def_readwrite("skips", &Plan::skips)
+      .def_property("calls", &get_count<&Counts::calls>, &set_count<&Counts::calls>)
+      .def_property("updates", &get_count<&Counts::updates>, &set_count<&Counts::updates>)
+      .def_property("skips", &get_count<&Counts::skips>, &set_count<&Counts::skips>)
       .def_readonly("skipped", &Plan::skipped)
       .def_readonly("norm", &Plan::norm)
-      .def_readwrite("carried", &Plan::carried);
+      .def_property("carried", &get_count<&Counts::carried>, &set_count<&Counts::carried>);
 }
 
 }  // namespace fusedstep

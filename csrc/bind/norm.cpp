@@ -20,19 +20,18 @@ struct Given {
 };
 
 void take(py::handle gradient, const std::string& what, Given& given) {
-  ArrayView view;
-  py::object owner = py::reinterpret_borrow<py::object>(gradient);
-  if (!read_array(gradient.ptr(), view) && !read_scalar(gradient.ptr(), view, owner)) {
+  HeldView view;
+  if (!read_array(gradient.ptr(), view) && !read_scalar(gradient.ptr(), view)) {
     refuse_array(gradient, what, "gradient");
   }
-  if (!view.contiguous() || !view.aligned()) owner = contiguous_copy(owner.ptr(), view);
+  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(gradient.ptr(), view, what);
   Array array = {};
   array.size = view.size();
   array.dtype = view.dtype;
   array.compute = compute_type_of(view.dtype);
   given.arrays.push_back(array);
   given.gradients.push_back({view.data, nullptr, view.dtype});
-  given.owners.push_back(std::move(owner));
+  given.owners.push_back(view.owner ? view.owner : py::reinterpret_borrow<py::object>(gradient));
 }
 
 // (Not inlined: its arithmetic must stay in the mode that is set.)

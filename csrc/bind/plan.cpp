@@ -7,8 +7,8 @@
 
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
+#include "core/gather.hpp"
 #include "cpu/float_environment.hpp"
-#include "cpu/gather.hpp"
 #include "cpu/targets.hpp"
 
 namespace fusedstep {
@@ -30,7 +30,7 @@ int rule_number(std::string_view name) {
 void Plan::check_updatable(const ArrayView& view, const std::string& what) {
   if (!view.contiguous()) {
     refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
-                 text_of(view.ndim, view.strides) +
+                 text_of_strides(view) +
                  "); it is updated in place, so pass numpy.ascontiguousarray(w) once, before training");
   }
   if (!view.aligned()) {
@@ -56,8 +56,9 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   for (std::size_t i = 0; i < count; ++i) {
     const py::object object = variables[i];
     const std::string what = optimizer_ + ".build: " + label("variables", i, i);
-    ArrayView view;
+    HeldView view;
     if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
+    if (view.device != on_cpu) refuse_device(object, what);
     check_updatable(view, what);
     built_.push_back({object, view.ndim, shapes_.size()});
     shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
@@ -198,7 +199,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
                  "', which was not built; give the argument to the constructor");
   };
   has_slots_for(options.accumulation_steps > 1, accumulates_, "gradient_accumulator");
-  has_slots_for(options.average_momentum.has_value(), averages_, "average");
+  has_slots_for(options.averages, averages_, "average");
   if (slot_names() != all_slot_names(next)) {
     refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
                  this->rule().name + "'); make a new optimizer");
@@ -211,7 +212,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   groups_.clear();
   for (std::size_t i = 0; i < count(); ++i) {
     const VariableSettings& own = settings.size() == 1 ? settings[0] : settings.at(i);
-    const auto same = std::ranges::find_if(groups_, [&](const VariableSettings& group) {
+    const auto same = std::ranges::find_if(groups_, [&](const Group& group) {
       return group.multiplier == own.multiplier && group.weight_decay == own.weight_decay;
     });
     arrays_[i].settings = static_cast<std::uint16_t>(same - groups_.begin());
@@ -233,7 +234,7 @@ Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
 std::size_t Plan::find(PyObject* variable) const {
   const auto by_object = index_by_object_.find(variable);
   if (by_object != index_by_object_.end()) return by_object->second;
-  ArrayView view;
+  HeldView view;
   if (!read_array(variable, view)) return count();
   const auto by_memory = index_by_memory_.find(view.data);
   if (by_memory == index_by_memory_.end()) return count();

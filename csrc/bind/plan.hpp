@@ -12,6 +12,7 @@
 #include "bind/arrays.hpp"
 #include "bind/custom.hpp"
 #include "bind/items.hpp"
+#include "core/options.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
 #include "cpu/run.hpp"
@@ -19,25 +20,8 @@
 
 namespace fusedstep {
 
-// What is folded into the pass around every rule.
-struct Options {
-  double l2 = 0;
-  bool maximize = false;
-  Norms::Clip clip = Norms::none;
-  double largest_norm = 0;
-  std::optional<double> largest_value;
-  std::int64_t accumulation_steps = 1;
-  std::optional<double> loss_scale;
-  bool skip_not_finite = false;
-  std::optional<double> average_momentum;
-  std::int64_t overwrite_frequency = 0;  // 0: never
-  bool lazy = false;
-};
-
 // What may differ between variables.
-struct VariableSettings {
-  double multiplier = 1;  // of the learning rate
-  double weight_decay = 0;
+struct VariableSettings : Group {
   bool frozen = false;
 };
 
@@ -72,12 +56,9 @@ class Plan {
   std::vector<std::string> slot_names() const;
   py::array slot(std::size_t index, const std::string& name) const;
 
-  std::int64_t calls = 0;
-  std::int64_t updates = 0;
-  std::int64_t skips = 0;      // calls that changed nothing, for gradients that were not finite
-  bool skipped = false;        // whether the last call was one
+  Counts counts;
+  bool skipped = false;        // whether the last call was left out
   std::optional<double> norm;  // of the gradients of the last call, where it was needed
-  double carried = 1;          // what the rule carries from update to update
 
  private:
   // A variable as it was when built; each step compares.
@@ -127,6 +108,7 @@ class Plan {
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call, std::vector<Items>& others);
+  void describe_settings(double learning_rate, std::size_t replicas, bool mean);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
   void carry_on(const Step& step);
   bool run_timed(Step step, Call& call, bool check);
@@ -134,10 +116,9 @@ class Plan {
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   void take_replicas(Call& call, std::vector<Items>& others);
   void split_rows(Step& step, Call& call);
-  bool visits_all() const { return options_.average_momentum || options_.accumulation_steps > 1; }
+  bool visits_all() const { return options_.averages || options_.accumulation_steps > 1; }
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
-  [[noreturn]] void refuse_gradient(py::handle gradient, std::size_t index, const std::string& what) const;
   void set_gradient(std::size_t index, Gradient gradient);
   void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, const std::string& what);
 
@@ -148,7 +129,7 @@ class Plan {
   double hyperparameters_[max_hyperparameters] = {};
   bool accumulates_, averages_;  // whether there are slots for it
   Options options_;
-  std::vector<VariableSettings> groups_{1};  // what arrays_[i].settings counts
+  std::vector<Group> groups_{1};  // what arrays_[i].settings counts
   std::vector<bool> frozen_;
 
   std::vector<Built> built_;

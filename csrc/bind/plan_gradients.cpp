@@ -5,9 +5,9 @@
 #include "bind/call.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
+#include "core/gather.hpp"
 #include "core/slices.hpp"
 #include "cpu/float_environment.hpp"
-#include "cpu/gather.hpp"
 
 namespace fusedstep {
 namespace {
@@ -53,9 +53,9 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     refuse_type(what + " has indices of dtype " + std::string(py::str(given_indices.attr("dtype"))) + " and shape " +
                 std::string(py::str(given_indices.attr("shape"))) + ", but they must be integers in one dimension");
   }
-  ArrayView view;
-  if (!read_array(values.ptr(), view)) refuse_gradient(values, index, what + " values");
-  if (!view.contiguous() || !view.aligned()) values = contiguous_copy(values.ptr(), view);
+  HeldView view;
+  if (!read_array(values.ptr(), view)) refuse_array(values, what + " values", "gradient");
+  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(values.ptr(), view, what);
   const auto count = given_indices.attr("size").cast<std::int64_t>();
   std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
   const py::ssize_t rows_of_variable = shape[0];
@@ -82,7 +82,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   Gradient taken = {view.data, &given.rows, view.dtype};
   if (std::ranges::adjacent_find(indices, std::greater_equal<>()) == indices.end()) {
     given.indices = std::move(indices);
-    call.copies.push_back(std::move(values));
+    call.copies.push_back(view.owner ? view.owner : values);
   } else {
     const DefaultFloatEnvironment environment;
     std::vector<std::size_t> order(indices.size());
@@ -206,8 +206,8 @@ void Plan::finish_averages() {
   }
   step.gradients = none.data();
   step.cost_before = costs.data();
-  norms_.clip = Norms::none;
-  norms_.skip_not_finite = false;
+  norms_.clip = Clip::none;
+  norms_.skips_not_finite = false;
   run(step, current_target(), {}, norms_, threads_for(costs.back()));
 }
 

@@ -122,8 +122,9 @@ bool Plan::take_ordinary(const Call& call, std::size_t begin, std::size_t end) {
 
 void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
   const std::string what = optimizer_ + ".apply: variables[" + std::to_string(position) + "]";
-  ArrayView view;
+  HeldView view;
   if (!read_array(variable.ptr(), view)) refuse_array(variable, what, "variable");
+  if (view.device != on_cpu) refuse_device(variable, what);
   refuse_value(what + " (shape " + text_of(view.ndim, view.shape) + ", dtype " + name_of(view.dtype) +
                ") was never built; `w = w - x` makes a new array, `w -= x` and `w[...] = x` keep the old one; " +
                "build(variables) adds new ones");
@@ -132,7 +133,7 @@ void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
 void Plan::refuse_changed(std::size_t index, std::size_t position) const {
   const Built& built = built_[index];
   const std::string what = who_ + label("variables", position, index);
-  ArrayView view;
+  HeldView view;
   const bool is_array = read_array(built.object.ptr(), view);
   if (is_array && !view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " + text_of_shape(built) +
@@ -149,7 +150,7 @@ void Plan::refuse_changed(std::size_t index, std::size_t position) const {
 std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) const {
   const std::size_t index = find(variable);
   if (index == count()) refuse_unknown(variable, position);
-  ArrayView view;
+  HeldView view;
   read_array(variable, view);
   const Built& built = built_[index];
   if (variable != built.object.ptr()) check_updatable(view, who_ + label("variables", position, index));
@@ -168,9 +169,7 @@ void Plan::check_learning_rate(double learning_rate) const {
   const bool in_float32 =
       std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
   const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  const auto is_good = [&](const VariableSettings& group) {
-    return std::abs(learning_rate * group.multiplier) <= largest;
-  };
+  const auto is_good = [&](const Group& group) { return std::abs(learning_rate * group.multiplier) <= largest; };
   const auto bad = std::ranges::find_if_not(groups_, is_good);
   if (std::abs(learning_rate) <= largest && bad == groups_.end()) return;
   const std::string rate = py::str(py::float_(learning_rate));
@@ -201,29 +200,24 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
   if (PyTuple_Check(gradient)) return take_rows(gradient, index, position, list, call);
   const std::string what = who_ + label(list, position, index);
   const Built& built = built_[index];
-  ArrayView view;
-  py::object owner;
+  HeldView view;
   if (!read_array(gradient, view)) {
-    if (!(built.ndim == 0 && read_scalar(gradient, view, owner))) refuse_gradient(gradient, index, what);
+    if (!(built.ndim == 0 && read_scalar(gradient, view))) refuse_array(gradient, what, "gradient");
   }
   if (!view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", its variable has " + text_of_shape(built));
   }
+  if (view.device != on_cpu) {
+    refuse_value(who_ + label("variables", index, index) + " is on the CPU but its gradient on " +
+                 name_of(view.device) + "; pass cupy.asnumpy(g)");
+  }
   if (!view.contiguous() || !view.aligned()) {
-    owner = contiguous_copy(gradient, view);
+    read_contiguous_copy(gradient, view, what);
   } else {
     check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, what);
   }
-  if (owner) call.copies.push_back(std::move(owner));
+  if (view.owner) call.copies.push_back(view.owner);
   return {view.data, nullptr, view.dtype};
-}
-
-void Plan::refuse_gradient(py::handle gradient, std::size_t index, const std::string& what) const {
-  if (py::hasattr(gradient, "__cuda_array_interface__")) {
-    refuse_value(who_ + label("variables", index, index) +
-                 " is on the CPU but its gradient on the GPU; pass cupy.asnumpy(g)");
-  }
-  refuse_array(gradient, what, "gradient");
 }
 
 // Reads and checks everything; raises before anything is written.
@@ -238,7 +232,7 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
       if (call.seen[index]) refuse_value(who_ + label("variables", position, index) + " comes twice");
       call.seen[index] = true;
     }
-    ArrayView view;
+    HeldView view;
     if (!read_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) refuse_changed(index, position);
     Gradient gradient = {nullptr, nullptr, DType::float32};
     if (call.grads[position] != Py_None) {
@@ -263,52 +257,37 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
   costs_known_ = true;
 }
 
+// (Not inlined: its arithmetic must stay in the mode that is set.)
+[[gnu::noinline]] void Plan::describe_settings(double learning_rate, std::size_t replicas, bool mean) {
+  const baseline::CallSettings call =
+      baseline::describe_call(options_, counts, static_cast<std::uint32_t>(replicas), mean);
+  settings_.clear();
+  for (const Group& group : groups_) {
+    settings_.push_back(baseline::settings_of(options_, counts, call, group, learning_rate));
+  }
+  norms_.clip = call.clips ? options_.clip : Clip::none;
+  norms_.largest = options_.largest_norm;
+  norms_.scale = call.scale;
+  norms_.sign = call.sign;
+  norms_.skips_not_finite = options_.skips_not_finite;
+}
+
 Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) {
   const DefaultFloatEnvironment environment;
-  const bool accumulating = options_.accumulation_steps > 1;
-  const bool updating = !accumulating || (calls + 1) % options_.accumulation_steps == 0;
-  // What the sum over replicas is multiplied by: before it enters the sum over calls, and after.
-  const double unscale =
-      pinned(pinned(1.0) / options_.loss_scale.value_or(1)) / (mean ? static_cast<double>(replicas) : 1);
-  const bool unscales = options_.loss_scale.has_value() || mean;
-  const double scale = accumulating ? pinned(1.0) / static_cast<double>(options_.accumulation_steps) : unscale;
-  const double sign = options_.maximize ? -1 : 1;
-  const bool clips = options_.clip != Norms::none && updating;
-
-  Stages stages = {};
-  stages.unscale = {accumulating && unscales, unscale};
-  stages.accumulation = !accumulating ? Accumulation::off : updating ? Accumulation::flush : Accumulation::add;
-  stages.factor = {accumulating || unscales || clips || options_.maximize, sign * scale};
-  stages.clip = {options_.largest_value.has_value(), options_.largest_value.value_or(0)};
-  stages.l2 = {options_.l2 != 0, options_.l2};
-  stages.average = !options_.average_momentum ? Average::off : updates == 0 ? Average::start : Average::move;
-  stages.average_momentum = options_.average_momentum.value_or(0);
-  stages.average_overwrites = options_.overwrite_frequency > 0 && (updates + 1) % options_.overwrite_frequency == 0;
-  settings_.clear();
-  for (const VariableSettings& group : groups_) {
-    const double rate = pinned(learning_rate) * group.multiplier;
-    stages.decay = {group.weight_decay != 0, pinned(group.weight_decay) * rate};
-    settings_.push_back({rate, stages});
-  }
-  norms_.clip = clips ? options_.clip : Norms::none;
-  norms_.largest = options_.largest_norm;
-  norms_.scale = scale;
-  norms_.sign = sign;
-  norms_.skip_not_finite = options_.skip_not_finite;
-
+  describe_settings(learning_rate, replicas, mean);
   Step step = {};
   step.rule = rule_;
   step.hyperparameters = hyperparameters_;
-  step.t = static_cast<std::uint64_t>(updates + 1);
+  step.t = static_cast<std::uint64_t>(counts.updates + 1);
   step.settings = settings_.data();
   step.settings_count = settings_.size();
-  step.carried = carried;
+  step.carried = counts.carried;
   step.arrays = arrays_.data();
   step.gradients = gradients_.data();
   step.replicas = 1;
   step.cost_before = cost_before_.data();
   step.count = count();
-  step.factors = clips ? norms_.factors.data() : nullptr;
+  step.factors = norms_.clip != Clip::none ? norms_.factors.data() : nullptr;
   std::size_t kind = 0;
   for (; kind < static_cast<std::size_t>(rule().slot_count); ++kind) {
     if (!custom_) step.slots[kind] = slot_kind(kind);
@@ -322,7 +301,7 @@ void Plan::carry_on(const Step& step) {
   const auto carry = rule().carry;
   if (carry == nullptr) return;
   const DefaultFloatEnvironment environment;
-  carried = carry(step.hyperparameters, step.t, step.carried);
+  counts.carried = carry(step.hyperparameters, step.t, step.carried);
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
@@ -342,7 +321,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     };
   }
   const std::uint64_t cost = step.cost_before[step.count];
-  const bool calls_python = custom_ && (calls + 1) % options_.accumulation_steps == 0;
+  const bool calls_python = custom_ && (counts.calls + 1) % options_.accumulation_steps == 0;
   if (calls_python) {
     step.custom = &context.custom.emplace(*custom_, call.split);
     before.all_good = [](void* from) {
@@ -372,13 +351,13 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
   norm = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped = outcome == Outcome::skipped;
   if (skipped) {
-    ++skips;
+    ++counts.skips;
     return true;
   }
-  ++calls;
-  if (calls % options_.accumulation_steps == 0) {
+  ++counts.calls;
+  if (counts.calls % options_.accumulation_steps == 0) {
     carry_on(step);
-    ++updates;
+    ++counts.updates;
   }
   return true;
 }
@@ -402,12 +381,12 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
     refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
                  std::to_string(expected) + "; pass one gradient for each variable, None where there is none");
   }
-  if (expected == 0) return calls;
+  if (expected == 0) return counts.calls;
   check_learning_rate(learning_rate);
 
   Step step = describe_step(learning_rate, call.replicas, mean);
   const bool may_be_ordinary = costs_known_ && expected == count() && call.replicas == 1;
-  if (may_be_ordinary && run_timed(step, call, true)) return calls;
+  if (may_be_ordinary && run_timed(step, call, true)) return counts.calls;
   take_all(call, others);
   // Nothing can be refused from here on.
   if (call.replicas > 1) {
@@ -419,7 +398,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
     if (custom_ && std::ranges::find(call.split, true) != call.split.end()) custom_->check_rows();
   }
   run_timed(step, call, false);
-  return calls;
+  return counts.calls;
 }
 
 }  // namespace fusedstep

@@ -1,8 +1,8 @@
 // One leaf of the tree that sums a gradient's squares (core/tree.hpp).
 #pragma once
 
+#include "core/gather.hpp"
 #include "core/tree.hpp"
-#include "cpu/gather.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 

@@ -132,14 +132,13 @@ void sum_owners(const Step& step, Norms& norms, std::vector<double>& leaf_sums) 
   sum_owners(step, norms, norms.leaf_sums);
   std::vector<double>& sums = norms.owner_sums;
   const auto factor = [&](double norm) {
-    const double clip = norm <= norms.largest ? 1 : norms.largest / norm;
-    return norms.sign * (clip * norms.scale);
+    return norms.sign * (baseline::clip_factor(norm, norms.largest) * norms.scale);
   };
-  if (norms.clip == Norms::each) {
+  if (norms.clip == Clip::each) {
     for (std::size_t i = 0; i < norms.owners; ++i) norms.factors[i] = factor(std::sqrt(sums[i]) * norms.scale);
   }
   norms.norm = std::sqrt(baseline::sum_of_tree(sums.data(), static_cast<std::int64_t>(sums.size()))) * norms.scale;
-  if (norms.clip == Norms::all) std::ranges::fill(norms.factors, factor(norms.norm));
+  if (norms.clip == Clip::all) std::ranges::fill(norms.factors, factor(norms.norm));
 }
 
 // What each owner's updates are multiplied by between two passes.
@@ -148,8 +147,7 @@ void sum_owners(const Step& step, Norms& norms, std::vector<double>& leaf_sums) 
   norms.ratios = norms.owner_sums;
   sum_owners(step, norms, norms.update_squares);
   for (std::size_t i = 0; i < norms.owners; ++i) {
-    const double of_variable = std::sqrt(norms.ratios[i]), of_update = std::sqrt(norms.owner_sums[i]);
-    norms.ratios[i] = of_variable > 0 && of_update > 0 ? of_variable / of_update : 1;
+    norms.ratios[i] = baseline::norm_ratio(std::sqrt(norms.ratios[i]), std::sqrt(norms.owner_sums[i]));
   }
 }
 
@@ -190,7 +188,7 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
   const auto finish_sums = [&](bool finite) {
     const DefaultFloatEnvironment environment;
     finish_norms(step, norms);
-    return norms.skip_not_finite && !finite ? Outcome::skipped : Outcome::done;
+    return norms.skips_not_finite && !finite ? Outcome::skipped : Outcome::done;
   };
   const auto sweep_share = [&](bool finishing, Place begin, Place end) {
     const DefaultFloatEnvironment environment;

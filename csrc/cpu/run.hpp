@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "core/step.hpp"
+#include "core/options.hpp"
 #include "cpu/targets.hpp"
 
 namespace fusedstep {
@@ -25,18 +25,17 @@ struct Before {
 
 // What a step asks of all its gradients before it changes anything, and what came of it.
 struct Norms {
-  enum Clip : std::uint8_t { none, each, all };
-  Clip clip;             // nothing, each gradient's norm, or that of all together
-  double largest;        // norm
-  double scale;          // what gradients are multiplied by before they count
-  double sign;           // and after they were clipped
-  bool skip_not_finite;  // nothing is changed where an element is not finite
-  std::size_t owners;    // variables of the build
+  Clip clip;
+  double largest;         // norm
+  double scale;           // what gradients are multiplied by before they count
+  double sign;            // and after they were clipped
+  bool skips_not_finite;  // nothing is changed where an element is not finite
+  std::size_t owners;     // variables of the build
 
   double norm;                  // of all gradients together
   std::vector<double> factors;  // for each owner
 
-  bool wanted() const { return clip != none || skip_not_finite; }
+  bool wanted() const { return clip != Clip::none || skips_not_finite; }
 
   // Scratch, kept from one step to the next.
   std::vector<std::size_t> leaves_before;  // of each array, in sums over leaves

@@ -1,18 +1,13 @@
-// The loop: one rule over consecutive elements, and the stages around it.
+// The loop: one rule over consecutive elements, alone or between the stages of core/stages.hpp.
 //
-// A stage is a loop of its own over a tile that stays in L1, so stages compose instead of
-// multiplying with rules: gather, accumulate, factor, clip, L2, decay, the rule, store, average. Where no stage
-// is on only the rule is left, over the whole slice: for variable and gradient of the compute type, and for both
-// in bfloat16, where a conversion costs two instructions and waiting for a tile's other streams costs more.
-//
-// A rule with two passes has `direction`, which makes an update from a gradient, and `again`, which makes it anew
-// from the slots, in the place of its call operator. In the second pass the variable takes in the update times a
-// ratio of norms. The decay is repeated, so that a variable is stored, and rounded, once.
+// Where no stage is on only the rule is left, over the whole slice: for variable and gradient of the compute type,
+// and for both in bfloat16, where a conversion costs two instructions and waiting for a tile's other streams costs
+// more. Else tiles that stay in L1 go through the stages.
 #pragma once
 
 #include <utility>
 
-#include "cpu/gather.hpp"
+#include "core/stages.hpp"
 #include "cpu/norm.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
@@ -81,11 +76,6 @@ struct TileRule {
   void (*second)(const void* rule, C factor, C* p, C* const* slots, std::int64_t size);
 };
 
-enum class Pass { only, first, second };
-
-template <class Rule>
-constexpr bool takes_two_passes = requires { &Rule::direction; };
-
 template <class Rule, class C, int... slot>
 void sweep_first(const void* rule, C* g, C* const* slots, std::int64_t size, std::integer_sequence<int, slot...>) {
   const Rule in_registers = *static_cast<const Rule*>(rule);
@@ -127,44 +117,6 @@ constexpr TileRule<C> tile_rule() {
   }
 }
 
-// The stages between the gathered gradient h and the decay.
-template <class C>
-void prepare(const Stages& stages, double factor_of_owner, const C* p, C* h, std::int64_t size) {
-  if (stages.factor.on) {
-    const C factor = static_cast<C>(factor_of_owner);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
-  }
-  if (stages.clip.on) {
-    const C high = static_cast<C>(stages.clip.coefficient);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = clip(h[i], -high, high);
-  }
-  if (stages.l2.on) {
-    const C l2 = static_cast<C>(stages.l2.coefficient);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
-  }
-}
-
-template <class C>
-void decay(const Stages& stages, C* p, std::int64_t size) {
-  if (!stages.decay.on) return;
-  const C decay = static_cast<C>(stages.decay.coefficient);
-  for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
-}
-
-// The stage after the rule. Whether p has changed.
-template <class C>
-bool take_average(const Stages& stages, C* average, C* p, std::int64_t size) {
-  if (stages.average == Average::start) {
-    for (std::int64_t i = 0; i < size; ++i) average[i] = p[i];
-  } else if (stages.average == Average::move) {
-    const C a = static_cast<C>(stages.average_momentum), b = static_cast<C>(1 - stages.average_momentum);
-    for (std::int64_t i = 0; i < size; ++i) average[i] = (a * average[i]) + (b * p[i]);
-  }
-  if (!stages.average_overwrites) return false;
-  for (std::int64_t i = 0; i < size; ++i) p[i] = average[i];
-  return true;
-}
-
 // The sums of squares of a leaf, as its tiles come.
 class LeafSquares {
  public:
@@ -182,65 +134,97 @@ class LeafSquares {
   alignas(64) double lane_[lanes] = {};
 };
 
-// Elements [first, last) of an array, through the stages. One for all rules.
+// A tile on its way through the stages (core/stages.hpp). What is of the compute type is worked on in its place.
 template <class C>
-[[gnu::noinline]] void sweep_staged(const TileRule<C>& tile_rule, Pass pass, const void* rule, const Step& step,
-                                    std::size_t index, C* const* slots, int slot_count, std::int64_t first,
-                                    std::int64_t last) {
-  alignas(64) C p_tile[tile_size];
-  alignas(64) C h[tile_size];
+class Tile {
+ public:
+  Tile(const TileRule<C>& tile_rule, const void* rule, const Step& step, std::size_t index, C* const* slots,
+       int slot_count, bool in_place)
+      : tile_rule_(tile_rule),
+        rule_(rule),
+        step_(step),
+        index_(index),
+        array_(step.arrays[index]),
+        slots_(slots),
+        slot_count_(slot_count),
+        in_place_(in_place) {}
+
+  void move_to(std::int64_t begin, std::int64_t size) {
+    begin_ = begin;
+    size_ = size;
+    for (int k = 0; k < slot_count_; ++k) s_[k] = slots_[k] + begin;
+  }
+
+  C* variable() {
+    if (in_place_) return static_cast<C*>(array_.variable) + begin_;
+    load(array_.variable, array_.dtype, begin_, p_, size_);
+    return p_;
+  }
+  // Always a copy: the gradient may be the variable's memory, which changes before the rule.
+  C* gather() {
+    gather_sum(step_, step_.settings[array_.settings].stages, index_, begin_, h_, size_);
+    return h_;
+  }
+  void set_sum(const C* values) {
+    C* const sum = slot(step_.accumulator);
+    for (std::int64_t i = 0; i < size_; ++i) sum[i] = values != nullptr ? values[i] : 0;
+  }
+  void apply_rule(C* p, C* h) { tile_rule_.only(rule_, p, h, s_, size_); }
+  void first(C* p, C* h) {
+    tile_rule_.first(rule_, h, s_, size_);
+    of_variable.add(p, size_);
+    of_update.add(h, size_);
+  }
+  void second(C* p, double factor) { tile_rule_.second(rule_, static_cast<C>(factor), p, s_, size_); }
+  void store(const C* p) {
+    if (!in_place_) fusedstep::FUSEDSTEP_TARGET::store(p, array_.variable, array_.dtype, begin_, size_);
+  }
+  void as_stored(C* p) {
+    if (!in_place_) load(array_.variable, array_.dtype, begin_, p, size_);
+  }
+  C* average() { return slot(step_.average); }
+  void store_average() {}
+
   LeafSquares of_variable, of_update;
+
+ private:
+  C* slot(std::byte* kind) const { return reinterpret_cast<C*>(kind + array_.slot_offset) + begin_; }
+
+  const TileRule<C>& tile_rule_;
+  const void* const rule_;
+  const Step& step_;
+  const std::size_t index_;
+  const Array& array_;
+  C* const* const slots_;
+  const int slot_count_;
+  const bool in_place_;
+  std::int64_t begin_ = 0, size_ = 0;
+  C* s_[max_slots] = {};
+  alignas(64) C p_[tile_size];
+  alignas(64) C h_[tile_size];
+};
+
+// Elements [first, last) of an array, through the stages. One for all rules.
+template <Pass pass, class C>
+[[gnu::noinline]] void sweep_staged(const TileRule<C>& tile_rule, const void* rule, const Step& step, std::size_t index,
+                                    C* const* slots, int slot_count, std::int64_t first, std::int64_t last) {
   const Array& array = step.arrays[index];
   const Settings& settings = step.settings[array.settings];
   const Stages& stages = settings.stages;
-  const bool in_place = array.dtype == dtype_of(C()) && pass != Pass::first;  // the first one stores no variable
-  const bool has_gradient = step.gradients[index].data != nullptr;
-  const bool updates = has_gradient && stages.accumulation != Accumulation::add;
-  const double factor = step.factors != nullptr ? step.factors[array.owner] : stages.factor.coefficient;
-  C* const accumulator = reinterpret_cast<C*>(step.accumulator + array.slot_offset);
-  C* const average = reinterpret_cast<C*>(step.average + array.slot_offset);
+  Flow flow = {stages, stages.factor.coefficient, 0, step.gradients[index].data != nullptr};
+  if (step.factors != nullptr) flow.factor = step.factors[array.owner];
+  if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[array.owner];
+  // The first pass stores no variable.
+  Tile<C> tile(tile_rule, rule, step, index, slots, slot_count, array.dtype == dtype_of(C()) && pass != Pass::first);
   for (std::int64_t begin = first; begin < last; begin += tile_size) {
     const std::int64_t size = last - begin < tile_size ? last - begin : tile_size;
-    C* const p = in_place ? static_cast<C*>(array.variable) + begin : p_tile;
-    C* s[max_slots] = {};
-    for (int k = 0; k < slot_count; ++k) s[k] = slots[k] + begin;
-    if (!in_place) load(array.variable, array.dtype, begin, p, size);
-    if (pass != Pass::second) {
-      // Always a copy: the gradient may be the variable's memory, which changes before the rule.
-      if (has_gradient) gather_sum(step, stages, index, begin, h, size);
-      if (stages.accumulation == Accumulation::add && has_gradient) {
-        for (std::int64_t i = 0; i < size; ++i) accumulator[begin + i] = h[i];
-      } else if (stages.accumulation == Accumulation::flush) {
-        for (std::int64_t i = 0; i < size; ++i) accumulator[begin + i] = 0;
-      }
-      if (updates) prepare(stages, factor, p, h, size);
-    }
-    if (updates) {
-      decay(stages, p, size);
-      if (pass == Pass::only) tile_rule.only(rule, p, h, s, size);
-      if (pass == Pass::first) tile_rule.first(rule, h, s, size);
-      if (pass == Pass::second) {
-        const double ratio = settings.learning_rate * step.ratios->ratios[array.owner];
-        tile_rule.second(rule, static_cast<C>(ratio), p, s, size);
-      }
-    }
-    if (pass == Pass::first) {
-      if (!updates) continue;
-      of_variable.add(p, size);
-      of_update.add(h, size);
-      if ((begin + size) % slice_unit == 0 || begin + size == last) {
-        const std::size_t leaf = step.ratios->leaves_before[index] + static_cast<std::size_t>(begin / slice_unit);
-        step.ratios->variable_squares[leaf] = of_variable.take();
-        step.ratios->update_squares[leaf] = of_update.take();
-      }
-      continue;
-    }
-    if (updates && !in_place) store(p, array.variable, array.dtype, begin, size);
-    if (stages.average != Average::off) {
-      if (updates && !in_place) load(array.variable, array.dtype, begin, p, size);  // as stored
-      if (take_average(stages, average + begin, p, size) && !in_place) {
-        store(p, array.variable, array.dtype, begin, size);
-      }
+    tile.move_to(begin, size);
+    stage_tile<pass>(flow, tile, size);
+    const bool leaf_ends = (begin + size) % slice_unit == 0 || begin + size == last;
+    if (pass == Pass::first && leaf_ends && flow.has_gradient && stages.accumulation != Accumulation::add) {
+      const std::size_t leaf = step.ratios->leaves_before[index] + static_cast<std::size_t>(begin / slice_unit);
+      step.ratios->variable_squares[leaf] = tile.of_variable.take();
+      step.ratios->update_squares[leaf] = tile.of_update.take();
     }
   }
 }
@@ -256,7 +240,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   static constexpr TileRule<C> tiles = tile_rule<Rule, C>();
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
   const bool staged = takes_two_passes<Rule> || any_stage(stages) || step.replicas > 1;
-  const bool without_gradient = stages.average != Average::off || stages.accumulation == Accumulation::flush;
+  const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
     const Array& array = step.arrays[i];
     const Gradient& gradient = step.gradients[i];
@@ -278,7 +262,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
         continue;
       }
     }
-    sweep_staged<C>(tiles, pass, rule, step, i, slots, slot_count, begin, end);
+    sweep_staged<pass, C>(tiles, rule, step, i, slots, slot_count, begin, end);
   }
 }
 

@@ -1,4 +1,7 @@
 // A tile of an array's gradient in the compute type: widened, from rows or all elements, summed over replicas.
+//
+// A tile is consecutive elements. Its size is an integer on a CPU, where it stays in L1; on a GPU, where a thread
+// has it in registers, it is a type that knows its number (cuda/tile.hpp), and brings a `load` of its own.
 #pragma once
 
 #include "core/step.hpp"
@@ -6,21 +9,25 @@
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
-constexpr std::int64_t tile_size = 512;
+constexpr std::int64_t tile_size = 512;  // on a CPU
 
 // The loop's iterations are independent. (`restrict` would promise more than is true: a gradient may
 // be its own variable.)
+#if defined(__CUDACC__)
+#define FUSEDSTEP_INDEPENDENT
+#else
 #define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
-constexpr DType dtype_of(float) {
+FUSEDSTEP_HOST_DEVICE constexpr DType dtype_of(float) {
   return DType::float32;
 }
-constexpr DType dtype_of(double) {
+FUSEDSTEP_HOST_DEVICE constexpr DType dtype_of(double) {
   return DType::float64;
 }
 
 template <class Storage, class C>
-void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
+FUSEDSTEP_HOST_DEVICE inline void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
   const Storage* const values = static_cast<const Storage*>(from) + begin;
   FUSEDSTEP_INDEPENDENT
   for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<C>(widen(values[i]));
@@ -28,7 +35,7 @@ void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
 
 // Elements [begin, begin + size) of memory.
 template <class C>
-void load(const void* from, DType dtype, std::int64_t begin, C* to, std::int64_t size) {
+FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64_t begin, C* to, std::int64_t size) {
   switch (dtype) {
     case DType::float32: return widen_all<float>(from, begin, to, size);
     case DType::float64: return widen_all<double>(from, begin, to, size);
@@ -37,9 +44,17 @@ void load(const void* from, DType dtype, std::int64_t begin, C* to, std::int64_t
   }
 }
 
+// What a step's gradients are; a GPU's step has an overload of its own.
+FUSEDSTEP_HOST_DEVICE inline Gradient gradient_of(const Step& step, std::size_t replica, std::size_t array) {
+  return step.gradients[replica * step.count + array];
+}
+FUSEDSTEP_HOST_DEVICE inline std::size_t replicas_of(const Step& step) {
+  return step.replicas;
+}
+
 // The same of an array that has only some of its rows: zeros elsewhere.
-template <class C>
-[[gnu::noinline]] void load_rows(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
+template <class C, class Size>
+[[gnu::noinline]] FUSEDSTEP_HOST_DEVICE void load_rows(const Gradient& gradient, std::int64_t begin, C* to, Size size) {
   const Rows& rows = *gradient.rows;
   for (std::int64_t i = 0; i < size; ++i) to[i] = 0;
   std::int64_t low = 0, high = rows.count;  // the first row that does not end before `begin`
@@ -59,39 +74,48 @@ template <class C>
   }
 }
 
-template <class C>
-void load(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
+template <class C, class Size>
+FUSEDSTEP_HOST_DEVICE inline void load(const Gradient& gradient, std::int64_t begin, C* to, Size size) {
   if (gradient.rows == nullptr) return load(gradient.data, gradient.dtype, begin, to, size);
   load_rows(gradient, begin, to, size);
 }
 
-// Elements [begin, begin + size) of the gradient of an array of the step, a tile at most: what its replicas have,
-// summed in their order.
-template <class C>
-void gather(const Step& step, std::size_t array, std::int64_t begin, C* h, std::int64_t size) {
-  load(step.gradients[array], begin, h, size);
-  for (std::size_t replica = 1; replica < step.replicas; ++replica) {
-    const Gradient& gradient = step.gradients[replica * step.count + array];
+// Adds what the other replicas have of a tile, in their order.
+template <class C, class S, class Size>
+FUSEDSTEP_HOST_DEVICE inline void add_replicas(const S& step, std::size_t array, std::int64_t begin, C* h, C* more,
+                                               Size size) {
+  for (std::size_t replica = 1; replica < replicas_of(step); ++replica) {
+    const Gradient gradient = gradient_of(step, replica, array);
     if (gradient.data == nullptr) continue;
-    alignas(64) C more[tile_size];
     load(gradient, begin, more, size);
     for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + more[i];
   }
 }
 
-// The stages up to the sum over calls. The accumulator is read, not changed.
-template <class C>
-void gather_sum(const Step& step, const Stages& stages, std::size_t array, std::int64_t begin, C* h,
-                std::int64_t size) {
-  gather(step, array, begin, h, size);
+// The stages up to the sum over calls, of which `sum` has the former ones; null where there is none.
+template <class C, class Size>
+FUSEDSTEP_HOST_DEVICE inline void add_sum(const Stages& stages, const C* sum, C* h, Size size) {
   if (stages.unscale.on) {
     const C unscale = static_cast<C>(stages.unscale.coefficient);
     for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * unscale;
   }
   if (stages.accumulation != Accumulation::off) {
-    const C* const sum = reinterpret_cast<const C*>(step.accumulator + step.arrays[array].slot_offset) + begin;
     for (std::int64_t i = 0; i < size; ++i) h[i] = sum[i] + h[i];
   }
+}
+
+// Elements [begin, begin + size) of the gradient of an array of the step, and the stages up to the sum over calls.
+// The accumulator is read, not changed.
+template <class C>
+void gather_sum(const Step& step, const Stages& stages, std::size_t array, std::int64_t begin, C* h,
+                std::int64_t size) {
+  load(gradient_of(step, 0, array), begin, h, size);
+  if (step.replicas > 1) {
+    alignas(64) C more[tile_size];
+    add_replicas(step, array, begin, h, more, size);
+  }
+  const C* const sum = reinterpret_cast<const C*>(step.accumulator + step.arrays[array].slot_offset) + begin;
+  add_sum(stages, sum, h, size);
 }
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -1,0 +1,101 @@
+// What a step is asked to do around its rule, and what that comes to at one call: the settings of its stages. Host
+// and device compute it alike, because on a GPU the counts of calls are there.
+#pragma once
+
+#include "core/compiled_for.hpp"
+#include "core/step.hpp"
+
+namespace fusedstep {
+
+enum class Clip : std::uint8_t { none, each, all };  // the norm of each gradient, or of all together
+
+// Folded into the pass around every rule. Where something is off, its number means nothing.
+struct Options {
+  double l2 = 0;
+  bool maximize = false;
+  Clip clip = Clip::none;
+  double largest_norm = 0;
+  bool clips_values = false;
+  double largest_value = 0;
+  std::int64_t accumulation_steps = 1;
+  bool has_loss_scale = false;
+  double loss_scale = 1;
+  bool skips_not_finite = false;
+  bool averages = false;
+  double average_momentum = 0;
+  std::int64_t overwrite_frequency = 0;  // 0: never
+  bool lazy = false;
+};
+
+// What may differ between variables.
+struct Group {
+  double multiplier = 1;  // of the learning rate
+  double weight_decay = 0;
+};
+
+// How far a build has come.
+struct Counts {
+  std::int64_t calls = 0;
+  std::int64_t updates = 0;
+  std::int64_t skips = 0;  // calls that changed nothing, for gradients that were not finite
+  double carried = 1;      // what the rule carries from update to update
+};
+
+namespace FUSEDSTEP_TARGET {
+
+// What all variables of a call have in common.
+struct CallSettings {
+  bool accumulating, updating;
+  double unscale;  // what the sum over replicas is multiplied by before it enters the sum over calls
+  bool unscales;
+  double scale;  // and after
+  double sign;
+  bool clips;  // norms
+};
+
+FUSEDSTEP_HOST_DEVICE inline CallSettings describe_call(const Options& options, const Counts& counts,
+                                                        std::uint32_t replicas, bool mean) {
+  CallSettings call;
+  call.accumulating = options.accumulation_steps > 1;
+  call.updating = !call.accumulating || (counts.calls + 1) % options.accumulation_steps == 0;
+  call.unscales = options.has_loss_scale || mean;
+  call.unscale =
+      1.0 / (options.has_loss_scale ? options.loss_scale : 1.0) / (mean ? static_cast<double>(replicas) : 1.0);
+  call.scale = call.accumulating ? 1.0 / static_cast<double>(options.accumulation_steps) : call.unscale;
+  call.sign = options.maximize ? -1 : 1;
+  call.clips = options.clip != Clip::none && call.updating;
+  return call;
+}
+
+FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const Counts& counts,
+                                                  const CallSettings& call, const Group& group, double learning_rate) {
+  Settings settings;
+  settings.learning_rate = learning_rate * group.multiplier;
+  Stages& stages = settings.stages;
+  stages.unscale = {call.accumulating && call.unscales, call.unscale};
+  stages.accumulation = !call.accumulating ? Accumulation::off
+                        : call.updating    ? Accumulation::flush
+                                           : Accumulation::add;
+  stages.factor = {call.accumulating || call.unscales || call.clips || options.maximize, call.sign * call.scale};
+  stages.clip = {options.clips_values, options.largest_value};
+  stages.l2 = {options.l2 != 0, options.l2};
+  stages.decay = {group.weight_decay != 0, group.weight_decay * settings.learning_rate};
+  stages.average = !options.averages ? Average::off : counts.updates == 0 ? Average::start : Average::move;
+  stages.average_momentum = options.average_momentum;
+  stages.average_overwrites =
+      options.overwrite_frequency > 0 && (counts.updates + 1) % options.overwrite_frequency == 0;
+  return settings;
+}
+
+// What the gradients of a norm are multiplied by, where it is larger than `largest`.
+FUSEDSTEP_HOST_DEVICE inline double clip_factor(double norm, double largest) {
+  return norm <= largest ? 1 : largest / norm;
+}
+
+// What an update is multiplied by, from the norms of its variable and its own.
+FUSEDSTEP_HOST_DEVICE inline double norm_ratio(double of_variable, double of_update) {
+  return of_variable > 0 && of_update > 0 ? of_variable / of_update : 1;
+}
+
+}  // namespace FUSEDSTEP_TARGET
+}  // namespace fusedstep

@@ -1,0 +1,110 @@
+// The stages around a rule, over one tile of an array. Each is a loop of its own, so stages compose instead of
+// multiplying with rules: gather, accumulate, factor, clip, L2, decay, the rule, store, average.
+#pragma once
+
+#include "core/gather.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+// A rule with two passes has `direction`, which makes an update from a gradient, and `again`, which makes it anew
+// from the slots, in the place of its call operator. In the second pass the variable takes in the update times a
+// ratio of norms. The decay is repeated, so that a variable is stored, and rounded, once.
+enum class Pass { only, first, second };
+
+template <class Rule>
+constexpr bool takes_two_passes = requires { &Rule::direction; };
+
+// The stages between the gathered gradient h and the decay.
+template <class C, class Size>
+FUSEDSTEP_HOST_DEVICE inline void prepare(const Stages& stages, double factor_of_owner, const C* p, C* h, Size size) {
+  if (stages.factor.on) {
+    const C factor = static_cast<C>(factor_of_owner);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
+  }
+  if (stages.clip.on) {
+    const C high = static_cast<C>(stages.clip.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = clip(h[i], -high, high);
+  }
+  if (stages.l2.on) {
+    const C l2 = static_cast<C>(stages.l2.coefficient);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
+  }
+}
+
+template <class C, class Size>
+FUSEDSTEP_HOST_DEVICE inline void decay(const Stages& stages, C* p, Size size) {
+  if (!stages.decay.on) return;
+  const C decay = static_cast<C>(stages.decay.coefficient);
+  for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
+}
+
+// The stage after the rule. Whether p has changed.
+template <class C, class Size>
+FUSEDSTEP_HOST_DEVICE inline bool take_average(const Stages& stages, C* average, C* p, Size size) {
+  if (stages.average == Average::start) {
+    for (std::int64_t i = 0; i < size; ++i) average[i] = p[i];
+  } else if (stages.average == Average::move) {
+    const C a = static_cast<C>(stages.average_momentum), b = static_cast<C>(1 - stages.average_momentum);
+    for (std::int64_t i = 0; i < size; ++i) average[i] = (a * average[i]) + (b * p[i]);
+  }
+  if (!stages.average_overwrites) return false;
+  for (std::int64_t i = 0; i < size; ++i) p[i] = average[i];
+  return true;
+}
+
+// Whether an array without a gradient is visited all the same.
+FUSEDSTEP_HOST_DEVICE inline bool visits_without_gradient(const Stages& stages) {
+  return stages.average != Average::off || stages.accumulation == Accumulation::flush;
+}
+
+// What does not depend on the tile.
+struct Flow {
+  const Stages& stages;
+  double factor;         // of the gradient
+  double update_factor;  // in the second pass
+  bool has_gradient;
+};
+
+// One tile through all stages. A Tile knows where its elements are: in memory, or in registers with the memory
+// they came from.
+//
+//   variable()         p, loaded
+//   gather()           h, the gradient up to the sum over calls; never the variable's own memory
+//   set_sum(values)    stores the sum over calls; null for zeros
+//   apply_rule(p, h)   the only pass; or first(p, h), which notes the squares of p and of the update; or second(p, f)
+//   store(p)           p, as the variable is stored
+//   average()          loaded; store_average() stores it
+//   as_stored(p)       p becomes what a load would give
+template <Pass pass, class Tile, class Size>
+FUSEDSTEP_HOST_DEVICE inline void stage_tile(const Flow& flow, Tile& tile, Size size) {
+  const Stages& stages = flow.stages;
+  const bool updates = flow.has_gradient && stages.accumulation != Accumulation::add;
+  auto* const p = tile.variable();
+  if constexpr (pass != Pass::second) {
+    auto* const h = flow.has_gradient ? tile.gather() : nullptr;
+    if (stages.accumulation == Accumulation::add && flow.has_gradient) tile.set_sum(h);
+    if (stages.accumulation == Accumulation::flush) tile.set_sum(nullptr);
+    if (updates) {
+      prepare(stages, flow.factor, p, h, size);
+      decay(stages, p, size);
+      if constexpr (pass == Pass::first) {
+        tile.first(p, h);
+      } else {
+        tile.apply_rule(p, h);
+      }
+    }
+    if constexpr (pass == Pass::first) return;
+  } else if (updates) {
+    decay(stages, p, size);
+    tile.second(p, flow.update_factor);
+  }
+  if (updates) tile.store(p);
+  if (stages.average == Average::off) return;
+  if (updates) tile.as_stored(p);
+  auto* const average = tile.average();
+  const bool overwritten = take_average(stages, average, p, size);
+  tile.store_average();
+  if (overwritten) tile.store(p);
+}
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -142,7 +142,7 @@ def read_only(array: Array) -> Array:
 WANTED = "float32, float64, float16 or bfloat16 (of ml_dtypes); convert it with x.astype(numpy.float32)"
 ARRAY = "must be a numpy.ndarray; convert it once with numpy.asarray(x)"
 NATIVE = "must be in native byte order; convert it once with x.astype(x.dtype.newbyteorder('='))"
-NO_CUDA = "but this build has no CUDA kernels; pass NumPy arrays, for example cupy.asnumpy(x)"
+NO_CUDA = f"but {ANY}; pass NumPy arrays, for example cupy.asnumpy(x)"
 FILLED = "whose mask would be ignored; pass a plain array, for example x.filled(0)"
 
 # name, how to make it, what the sentence says between "grads[1] " and the end; KIND is variable or gradient.

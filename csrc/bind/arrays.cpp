@@ -180,12 +180,15 @@ bool read_cuda_array_interface(py::handle array, HeldView& view) {
 bool read_dlpack(py::handle array, HeldView& view) {
   py::object capsule;
   const py::object method = array.attr("__dlpack__");
+  const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
+  py::dict no_waiting;  // the step runs on the library's own stream
+  if (device[0].cast<std::int32_t>() == dlpack::cuda) no_waiting["stream"] = -1;
   try {
-    capsule = method(py::arg("max_version") = py::make_tuple(1, 0));
+    capsule = method(py::arg("max_version") = py::make_tuple(1, 0), **no_waiting);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) return false;
     try {
-      capsule = method();
+      capsule = method(**no_waiting);
     } catch (py::error_already_set&) {
       return false;
     }
@@ -248,8 +251,8 @@ bool read_array(PyObject* object, HeldView& view) {
   if (is_of_cupy(object)) return read_cupy(object, view);
   const py::handle handle(object);
   if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
-  if (py::hasattr(handle, "__cuda_array_interface__")) return read_cuda_array_interface(handle, view);
-  return py::hasattr(handle, "__dlpack__") && read_dlpack(handle, view);
+  if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view);
+  return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view);
 }
 
 bool is_immutable_view(PyObject* object) {
@@ -300,9 +303,10 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
               " must be float32, float64, float16 or bfloat16 (of ml_dtypes); convert it with x.astype(numpy.float32)");
 }
 
-void refuse_device(py::handle object, const std::string& what) {
-  refuse_now(what + " is a GPU array (" + name_of_type(object) +
-             "), but this build has no CUDA kernels; pass NumPy arrays, for example cupy.asnumpy(x)");
+void refuse_device(py::handle object, const std::string& what, bool custom) {
+  const std::string why = custom ? "a rule written in Python updates arrays on the CPU only" : why_no_devices();
+  refuse_now(what + " is a GPU array (" + name_of_type(object) + "), but " + why +
+             "; pass NumPy arrays, for example cupy.asnumpy(x)");
 }
 
 bool read_scalar(PyObject* object, HeldView& view) {

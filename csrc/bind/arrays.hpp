@@ -101,7 +101,7 @@ inline void prefetch_shape(PyObject* object) {
 [[noreturn]] void refuse_array(py::handle object, const std::string& what, const char* kind);
 
 // The same for an array on a device that steps cannot run on.
-[[noreturn]] void refuse_device(py::handle object, const std::string& what);
+[[noreturn]] void refuse_device(py::handle object, const std::string& what, bool custom);
 
 // Like read_array, but also takes a NumPy scalar; the view keeps it.
 bool read_scalar(PyObject* object, HeldView& view);

@@ -2,10 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind/device_array.hpp"
 #include "bind/items.hpp"
 #include "bind/norm.hpp"
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
+#include "bind/simulate.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/pace.hpp"
 #include "cpu/run.hpp"
@@ -67,12 +69,14 @@ void set_optional(Options& options, std::optional<double> number) {
 }
 
 template <auto count>
-auto get_count(const Plan& plan) {
-  return plan.counts.*count;
+auto get_count(Plan& plan) {
+  return plan.counts().*count;
 }
 template <auto count>
 void set_count(Plan& plan, std::remove_reference_t<decltype(Counts().*count)> value) {
-  plan.counts.*count = value;
+  Counts counts = plan.counts();
+  counts.*count = value;
+  plan.set_counts(counts);
 }
 
 template <Clip clip>
@@ -97,6 +101,7 @@ PYBIND11_MODULE(_native, module) {
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = __VERSION__;
   module.attr("openmp") = has_openmp();
+  module.attr("cuda_version") = cuda_version();
 
   module.def("rules", &describe_rules);
   module.def("targets", &describe_targets);
@@ -132,6 +137,9 @@ PYBIND11_MODULE(_native, module) {
            }),
            py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
 
+  bind_device_array(module);
+  bind_simulation(module);
+
   py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
       .def(py::init())
       .def("is_long", &Pace::is_long, py::arg("cost"))
@@ -158,13 +166,14 @@ PYBIND11_MODULE(_native, module) {
       .def("__len__", &Plan::count)
       .def("variable", &Plan::variable, py::arg("index"))
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
+      .def("set_learning_rate", &Plan::set_learning_rate, py::arg("rate"))
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_property("calls", &get_count<&Counts::calls>, &set_count<&Counts::calls>)
       .def_property("updates", &get_count<&Counts::updates>, &set_count<&Counts::updates>)
       .def_property("skips", &get_count<&Counts::skips>, &set_count<&Counts::skips>)
-      .def_readonly("skipped", &Plan::skipped)
-      .def_readonly("norm", &Plan::norm)
+      .def_property_readonly("skipped", &Plan::skipped)
+      .def_property_readonly("norm", &Plan::norm)
       .def_property("carried", &get_count<&Counts::carried>, &set_count<&Counts::carried>);
 }
 

@@ -58,20 +58,24 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
     const std::string what = optimizer_ + ".build: " + label("variables", i, i);
     HeldView view;
     if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
-    if (view.device != on_cpu) refuse_device(object, what);
+    if (view.device != on_cpu && (devices() == nullptr || custom_)) refuse_device(object, what, custom_ != nullptr);
     check_updatable(view, what);
-    built_.push_back({object, view.ndim, shapes_.size()});
+    ArrayView plain;
+    plain_numpy_ &= read_plain_array(object.ptr(), plain);
+    built_.push_back({object, view.ndim, shapes_.size(), view.device, is_immutable_view(object.ptr())});
     shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
     arrays_.push_back(
         {view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype), 0, static_cast<std::uint32_t>(i)});
     index_by_object_.emplace(object.ptr(), i);
     if (view.size() > 0) index_by_memory_.emplace(view.data, i);
   }
-  lay_out_slots(initial);
+  make_arena(initial);
+  make_parts(initial);
   collect_written();
   check_written(others);
   if (custom_) show_to_custom_rule();
   gradients_.resize(count);
+  same_gradients_.resize(plain_numpy_ ? 0 : count);
   cost_before_.resize(count + 1);
   gap_.resize(count);
   frozen_.resize(count);
@@ -83,43 +87,52 @@ std::string Plan::label(const char* list, std::size_t position, std::size_t inde
   return std::string(list) + "[" + (names_.empty() ? std::to_string(position) : "'" + names_[index] + "'") + "]";
 }
 
-// Every kind of slot has the same layout, so one offset serves all. Where the compute type is the
-// variable's, a slot starts at the variable's address modulo a cache line: both reach aligned
-// vectors together.
-void Plan::lay_out_slots(const std::unordered_map<std::string, double>& initial) {
-  const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
+// Every kind of slot has the same layout, so one offset serves all. A slot starts where its variable does in a vector
+// of the compute type: both reach aligned vectors together.
+std::size_t Plan::lay_out_slots(Device device) {
   std::size_t end = 0;
   for (Array& array : arrays_) {
-    const bool same_type = bytes_of(array.dtype) == bytes_of(array.compute);
-    const std::size_t phase = same_type ? address(array.variable) % cache_line : 0;
+    if (built_[array.owner].device != device) continue;
+    const auto bytes = static_cast<std::size_t>(bytes_of(array.compute));
+    const std::size_t element = address(array.variable) / static_cast<std::size_t>(bytes_of(array.dtype));
+    const std::size_t phase = element * bytes % cache_line;
     end += (phase - end) % cache_line;
     array.slot_offset = end;
-    end += static_cast<std::size_t>(array.size * bytes_of(array.compute));
+    end += static_cast<std::size_t>(array.size) * bytes;
   }
-  slot_stride_ = (end + cache_line - 1) / cache_line * cache_line;
+  return (end + cache_line - 1) / cache_line * cache_line;
+}
+
+void Plan::fill_slot(const Array& array, void* slot, double value) {
+  if (array.compute == compute_float64) {
+    std::fill_n(static_cast<double*>(slot), array.size, value);
+  } else {
+    std::fill_n(static_cast<float*>(slot), array.size, pinned(static_cast<float>(pinned(value))));
+  }
+}
+
+void Plan::widen_variable(const Array& array, const void* variable, void* slot) {
+  if (array.compute == compute_float64) {
+    baseline::load(variable, array.dtype, 0, static_cast<double*>(slot), array.size);
+  } else {
+    baseline::load(variable, array.dtype, 0, static_cast<float*>(slot), array.size);
+  }
+}
+
+void Plan::make_arena(const std::unordered_map<std::string, double>& initial) {
+  const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
+  slot_stride_ = lay_out_slots(on_cpu);
   const Rule& rule = this->rule();
-  arena_ = std::make_shared<Arena>(slot_stride_ * all_slot_names(rule).size());
-  for (int k = 0; k < rule.slot_count; ++k) {
-    const auto value = initial.find(rule.slots[k]);
-    if (value == initial.end()) continue;
-    for (const Array& array : arrays_) {
-      std::byte* const slot = slot_kind(static_cast<std::size_t>(k)) + array.slot_offset;
-      if (array.compute == compute_float64) {
-        std::fill_n(reinterpret_cast<double*>(slot), array.size, value->second);
-      } else {
-        std::fill_n(reinterpret_cast<float*>(slot), array.size, pinned(static_cast<float>(pinned(value->second))));
-      }
-    }
-  }
-  if (!averages_) return;
-  std::byte* const averages = slot_kind(all_slot_names(rule).size() - 1);
+  const std::size_t kinds = all_slot_names(rule).size();
+  arena_ = std::make_shared<Arena>(slot_stride_ * kinds);
   for (const Array& array : arrays_) {
-    std::byte* const average = averages + array.slot_offset;
-    if (array.compute == compute_float64) {
-      baseline::load(array.variable, array.dtype, 0, reinterpret_cast<double*>(average), array.size);
-    } else {
-      baseline::load(array.variable, array.dtype, 0, reinterpret_cast<float*>(average), array.size);
+    if (built_[array.owner].device != on_cpu) continue;
+    for (int k = 0; k < rule.slot_count; ++k) {
+      const auto value = initial.find(rule.slots[k]);
+      if (value == initial.end()) continue;
+      fill_slot(array, slot_kind(static_cast<std::size_t>(k)) + array.slot_offset, value->second);
     }
+    if (averages_) widen_variable(array, array.variable, slot_kind(kinds - 1) + array.slot_offset);
   }
 }
 
@@ -140,7 +153,7 @@ void Plan::show_to_custom_rule() {
       variable.array = py::array(py::dtype(name_of(array.dtype)), py::array::ShapeContainer(variable.shape),
                                  array.variable, built_[i].object);
     }
-    for (int k = 0; k < rule().slot_count; ++k) variable.slots.push_back(slot(i, rule().slots[k]));
+    for (int k = 0; k < rule().slot_count; ++k) variable.slots.push_back(slot(i, rule().slots[k]).cast<py::array>());
   }
 }
 
@@ -154,6 +167,9 @@ void Plan::collect_written() {
   }
   if (arena_->size() > 0) {
     written_.push_back({address(arena_->data()), address(arena_->data()) + arena_->size(), slots_index});
+  }
+  for (const auto& part : parts_) {
+    written_.push_back({address(part->slots()), address(part->slots()) + part->slots_size(), slots_index});
   }
   std::ranges::sort(written_, {}, &Written::begin);
 }
@@ -222,6 +238,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
     }
     frozen_[i] = own.frozen;
   }
+  for (const auto& part : parts_) part->configure(groups_, arrays_);
   costs_known_ = false;
 }
 
@@ -256,17 +273,19 @@ std::vector<std::string> Plan::slot_names() const {
   return all_slot_names(rule());
 }
 
-py::array Plan::slot(std::size_t index, const std::string& name) const {
+py::object Plan::slot(std::size_t index, const std::string& name) const {
   const std::vector<std::string> all = slot_names();
   const auto found = std::ranges::find(all, name);
   if (found == all.end()) throw py::key_error(optimizer_ + ": no slot is named '" + name + "'");
+  const auto kind = static_cast<std::size_t>(found - all.begin());
   const Array& array = arrays_.at(index);
-  std::byte* const data = slot_kind(static_cast<std::size_t>(found - all.begin())) + array.slot_offset;
+  const Built& built = built_[index];
+  const std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
+  if (built.device != on_cpu) return slot_on_device(index, kind, shape);
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
-  const Built& built = built_[index];
-  return py::array(py::dtype(name_of(array.compute)),
-                   py::array::ShapeContainer(shape_of(built), shape_of(built) + built.ndim), data, owner);
+  return py::array(py::dtype(name_of(array.compute)), py::array::ShapeContainer(shape),
+                   slot_kind(kind) + array.slot_offset, owner);
 }
 
 }  // namespace fusedstep

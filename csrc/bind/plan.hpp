@@ -11,12 +11,14 @@
 #include "bind/arena.hpp"
 #include "bind/arrays.hpp"
 #include "bind/custom.hpp"
+#include "bind/device_array.hpp"
 #include "bind/items.hpp"
 #include "core/options.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
 #include "cpu/run.hpp"
 #include "cpu/targets.hpp"
+#include "cuda/part.hpp"
 
 namespace fusedstep {
 
@@ -41,8 +43,9 @@ class Plan {
 
   // One update of the variables that have a gradient; of all that were built if `variables` is None.
   // With replicas, `grads` and each of them are lists of gradients that are summed, or averaged if `mean`.
-  // Returns the number of calls so far.
-  std::int64_t step(const py::object& grads, const py::object& variables, double learning_rate,
+  // The learning rate is a number, or an array without dimensions on the variables' device, read there.
+  // Returns the number of calls so far; on a device that decides for itself, with those that it left out.
+  std::int64_t step(const py::object& grads, const py::object& variables, const py::object& learning_rate,
                     const py::object& replicas, bool mean);
 
   // The variables take the values of their averages.
@@ -54,11 +57,16 @@ class Plan {
   py::object variable(std::size_t index) const { return built_.at(index).object; }
   const std::vector<std::string>& names() const { return names_; }
   std::vector<std::string> slot_names() const;
-  py::array slot(std::size_t index, const std::string& name) const;
+  py::object slot(std::size_t index, const std::string& name) const;  // a NumPy array or a DeviceArray
+  Device device_of(std::size_t index) const { return built_.at(index).device; }
 
-  Counts counts;
-  bool skipped = false;        // whether the last call was left out
-  std::optional<double> norm;  // of the gradients of the last call, where it was needed
+  // Where a device decides they are read from there.
+  const Counts& counts();
+  void set_counts(const Counts& counts);
+  bool skipped();     // whether the last call was left out
+  py::object norm();  // of the gradients of the last call, where it was needed: a number, or an array on the device
+  // The learning rate of steps that were captured in a graph.
+  void set_learning_rate(double rate);
 
  private:
   // A variable as it was when built; each step compares.
@@ -66,6 +74,8 @@ class Plan {
     py::object object;
     int ndim;
     std::size_t first_dimension;  // in shapes_
+    Device device;
+    bool stays_as_it_is;  // the object's view of its memory
   };
 
   // Memory that a step writes.
@@ -95,7 +105,11 @@ class Plan {
   std::string label(const char* list, std::size_t position, std::size_t index) const;
   std::size_t find(PyObject* variable) const;  // count() where it was never built
   static void check_updatable(const ArrayView& view, const std::string& what);
-  void lay_out_slots(const std::unordered_map<std::string, double>& initial);
+  std::size_t lay_out_slots(Device device);
+  static void fill_slot(const Array& array, void* slot, double value);
+  static void widen_variable(const Array& array, const void* variable, void* slot);
+  void make_arena(const std::unordered_map<std::string, double>& initial);
+  py::object slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const;
   void show_to_custom_rule();
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
@@ -104,14 +118,24 @@ class Plan {
   bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const;
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
+  bool take_ordinary_with_care(PyObject* gradient, std::size_t index);
+  bool take_ordinary_with_care(const Call& call);
   [[noreturn]] void refuse_changed(std::size_t index, std::size_t position) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call, std::vector<Items>& others);
   void describe_settings(double learning_rate, std::size_t replicas, bool mean);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
-  void carry_on(const Step& step);
+  void take_rate_on_device(const py::object& learning_rate, HeldView& view) const;
   bool run_timed(Step step, Call& call, bool check);
+  void count_call();
+  bool has_devices() const { return !parts_.empty(); }
+  bool is_alone() const { return parts_.size() == 1 && parts_[0]->arrays().size() == count(); }
+  void make_parts(const std::unordered_map<std::string, double>& initial);
+  void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device, bool mean);
+  void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
+  void finish_averages_on_devices(const Step& step);
+  void* stream_of(const DevicePart& part) const;
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   void take_replicas(Call& call, std::vector<Items>& others);
@@ -138,14 +162,26 @@ class Plan {
   std::vector<Array> arrays_;
   std::unordered_map<const PyObject*, std::size_t> index_by_object_;
   std::unordered_map<const void*, std::size_t> index_by_memory_;
-  std::shared_ptr<Arena> arena_;
-  std::size_t slot_stride_ = 0;   // bytes from one kind of slot to the next
-  std::vector<Written> written_;  // in order of address
+  std::shared_ptr<Arena> arena_;  // of the slots on the CPU
+  std::size_t slot_stride_ = 0;   // bytes from one kind of them to the next
+  std::vector<std::unique_ptr<DevicePart>> parts_;
+  std::vector<std::size_t> part_strides_;
+  std::vector<Array> arrays_here_;  // where there are parts: all, but empty those that are on devices
+  bool plain_numpy_ = true;         // all variables are NumPy's own
+  std::vector<Written> written_;    // in order of address
 
   // Scratch of a step, kept from one to the next.
   std::vector<Settings> settings_;  // of each group
+  Counts counts_;
+  bool counts_certain_ = true;  // else a device knows better
+  bool captured_ = false;       // whether a step went into a graph
+  bool skipped_ = false;
+  std::optional<double> norm_;
+  bool norm_on_device_ = false;
   Norms norms_ = {};
   std::vector<Gradient> gradients_;
+  std::vector<py::object> same_gradients_;  // weak references to those whose view stays as it is
+  std::vector<double> sums_elsewhere_;
   std::vector<std::uint64_t> cost_before_;
   bool costs_known_ = false;      // whether cost_before_ is that of gradients_
   std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry

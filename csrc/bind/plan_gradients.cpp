@@ -43,6 +43,10 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     refuse_type(what + " is a tuple of " + std::to_string(items) +
                 ", but must be an array, or (indices, values) for some rows");
   }
+  if (built.device != on_cpu) {
+    refuse_now(what + " has rows, but its variable is on " + name_of(built.device) +
+               ", where gradients must be arrays; pass a dense one");
+  }
   if (built.ndim == 0) refuse_value(what + " has rows, but its variable has shape (); pass an array");
   const py::module_ numpy = py::module_::import("numpy");
   py::object values = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(gradient, 1));
@@ -197,7 +201,8 @@ void Plan::finish_averages() {
   // A pass without gradients, in which averages do not move.
   std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
   std::vector<std::uint64_t> costs(count() + 1, 0);
-  for (std::size_t i = 0; i < count(); ++i) costs[i + 1] = costs[i] + cost_of(arrays_[i]);
+  for (std::size_t i = 0; i < count(); ++i)
+    costs[i + 1] = costs[i] + cost_of((has_devices() ? arrays_here_ : arrays_)[i]);
   Step step = describe_step(0, 1, false);
   for (Settings& settings : settings_) {
     settings.stages = {};
@@ -208,6 +213,7 @@ void Plan::finish_averages() {
   step.cost_before = costs.data();
   norms_.clip = Clip::none;
   norms_.skips_not_finite = false;
+  finish_averages_on_devices(step);
   run(step, current_target(), {}, norms_, threads_for(costs.back()));
 }
 

@@ -63,14 +63,14 @@ class GilRelease {
 
 }  // namespace
 
-inline bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
+bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
   const Built& built = built_[index];
-  return view.data == arrays_[index].variable && view.dtype == arrays_[index].dtype &&
+  return view.data == arrays_[index].variable && view.device == built.device && view.dtype == arrays_[index].dtype &&
          view.has_shape(built.ndim, shape_of(built)) && view.contiguous() && view.aligned() && view.writeable();
 }
 
 // Whether memory lies between two neighbours in written_.
-inline bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
+bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
   return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
 }
 
@@ -124,7 +124,7 @@ void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
   const std::string what = optimizer_ + ".apply: variables[" + std::to_string(position) + "]";
   HeldView view;
   if (!read_array(variable.ptr(), view)) refuse_array(variable, what, "variable");
-  if (view.device != on_cpu) refuse_device(variable, what);
+  if (view.device != on_cpu && devices() == nullptr) refuse_device(variable, what, false);
   refuse_value(what + " (shape " + text_of(view.ndim, view.shape) + ", dtype " + name_of(view.dtype) +
                ") was never built; `w = w - x` makes a new array, `w -= x` and `w[...] = x` keep the old one; " +
                "build(variables) adds new ones");
@@ -207,9 +207,10 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
   if (!view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", its variable has " + text_of_shape(built));
   }
-  if (view.device != on_cpu) {
-    refuse_value(who_ + label("variables", index, index) + " is on the CPU but its gradient on " +
-                 name_of(view.device) + "; pass cupy.asnumpy(g)");
+  if (view.device != built.device) {
+    const char* const advice = built.device == on_cpu ? "cupy.asnumpy(g)" : "a gradient on the variable's device";
+    refuse_value(who_ + label("variables", index, index) + " is on " + name_of(built.device) + " but its gradient on " +
+                 name_of(view.device) + "; pass " + advice);
   }
   if (!view.contiguous() || !view.aligned()) {
     read_contiguous_copy(gradient, view, what);
@@ -252,7 +253,7 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
   if (costs_known_) return;
   for (std::size_t i = 0; i < count(); ++i) {
     const bool visited = gradients_[i].data != nullptr || visits_all();
-    cost_before_[i + 1] = cost_before_[i] + (visited ? cost_of(arrays_[i]) : 0);
+    cost_before_[i + 1] = cost_before_[i] + (visited ? cost_of((has_devices() ? arrays_here_ : arrays_)[i]) : 0);
   }
   costs_known_ = true;
 }
@@ -260,10 +261,10 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
 // (Not inlined: its arithmetic must stay in the mode that is set.)
 [[gnu::noinline]] void Plan::describe_settings(double learning_rate, std::size_t replicas, bool mean) {
   const baseline::CallSettings call =
-      baseline::describe_call(options_, counts, static_cast<std::uint32_t>(replicas), mean);
+      baseline::describe_call(options_, counts_, static_cast<std::uint32_t>(replicas), mean);
   settings_.clear();
   for (const Group& group : groups_) {
-    settings_.push_back(baseline::settings_of(options_, counts, call, group, learning_rate));
+    settings_.push_back(baseline::settings_of(options_, counts_, call, group, learning_rate));
   }
   norms_.clip = call.clips ? options_.clip : Clip::none;
   norms_.largest = options_.largest_norm;
@@ -278,11 +279,11 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   Step step = {};
   step.rule = rule_;
   step.hyperparameters = hyperparameters_;
-  step.t = static_cast<std::uint64_t>(counts.updates + 1);
+  step.t = static_cast<std::uint64_t>(counts_.updates + 1);
   step.settings = settings_.data();
   step.settings_count = settings_.size();
-  step.carried = counts.carried;
-  step.arrays = arrays_.data();
+  step.carried = counts_.carried;
+  step.arrays = has_devices() ? arrays_here_.data() : arrays_.data();
   step.gradients = gradients_.data();
   step.replicas = 1;
   step.cost_before = cost_before_.data();
@@ -295,13 +296,6 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   if (accumulates_) step.accumulator = slot_kind(kind++);
   if (averages_) step.average = slot_kind(kind++);
   return step;
-}
-
-void Plan::carry_on(const Step& step) {
-  const auto carry = rule().carry;
-  if (carry == nullptr) return;
-  const DefaultFloatEnvironment environment;
-  counts.carried = carry(step.hyperparameters, step.t, step.carried);
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
@@ -321,7 +315,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     };
   }
   const std::uint64_t cost = step.cost_before[step.count];
-  const bool calls_python = custom_ && (counts.calls + 1) % options_.accumulation_steps == 0;
+  const bool calls_python = custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0;
   if (calls_python) {
     step.custom = &context.custom.emplace(*custom_, call.split);
     before.all_good = [](void* from) {
@@ -348,21 +342,28 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
   context.gil.reset();
   if (outcome == Outcome::not_good) return false;
   if (!calls_python) pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
-  norm = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
-  skipped = outcome == Outcome::skipped;
-  if (skipped) {
-    ++counts.skips;
-    return true;
-  }
-  ++counts.calls;
-  if (counts.calls % options_.accumulation_steps == 0) {
-    carry_on(step);
-    ++counts.updates;
-  }
+  norm_ = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
+  skipped_ = outcome == Outcome::skipped;
+  count_call();
   return true;
 }
 
-std::int64_t Plan::step(const py::object& grads, const py::object& variables, double learning_rate,
+// Counts a call that was made or, where it was skipped, left out.
+void Plan::count_call() {
+  if (skipped_) {
+    ++counts_.skips;
+    return;
+  }
+  ++counts_.calls;
+  if (counts_.calls % options_.accumulation_steps != 0) return;
+  ++counts_.updates;
+  const auto carry = rule().carry;
+  if (carry == nullptr) return;
+  const DefaultFloatEnvironment environment;
+  counts_.carried = carry(hyperparameters_, static_cast<std::uint64_t>(counts_.updates), counts_.carried);
+}
+
+std::int64_t Plan::step(const py::object& grads, const py::object& variables, const py::object& learning_rate,
                         const py::object& replicas, bool mean) {
   const Exclusive exclusive(*this);
   // All are read before any is looked at: iterables run code of their own.
@@ -381,13 +382,20 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
     refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
                  std::to_string(expected) + "; pass one gradient for each variable, None where there is none");
   }
-  if (expected == 0) return counts.calls;
-  check_learning_rate(learning_rate);
+  if (expected == 0) return counts_.calls;
+  HeldView rate_on_device;
+  const bool has_number = PyFloat_Check(learning_rate.ptr()) != 0;
+  const double rate = has_number ? PyFloat_AS_DOUBLE(learning_rate.ptr()) : 0;
+  if (has_number) {
+    check_learning_rate(rate);
+  } else {
+    take_rate_on_device(learning_rate, rate_on_device);
+  }
 
-  Step step = describe_step(learning_rate, call.replicas, mean);
+  Step step = describe_step(rate, call.replicas, mean);
   const bool may_be_ordinary = costs_known_ && expected == count() && call.replicas == 1;
-  if (may_be_ordinary && run_timed(step, call, true)) return counts.calls;
-  take_all(call, others);
+  if (may_be_ordinary && plain_numpy_ && run_timed(step, call, true)) return counts_.calls;
+  if (!(may_be_ordinary && !plain_numpy_ && take_ordinary_with_care(call))) take_all(call, others);
   // Nothing can be refused from here on.
   if (call.replicas > 1) {
     step.gradients = call.gradients.data();
@@ -397,8 +405,12 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, do
     split_rows(step, call);
     if (custom_ && std::ranges::find(call.split, true) != call.split.end()) custom_->check_rows();
   }
-  run_timed(step, call, false);
-  return counts.calls;
+  if (has_devices()) {
+    step_on_devices(step, call, rate, has_number ? nullptr : &rate_on_device, mean);
+  } else {
+    run_timed(step, call, false);
+  }
+  return counts_.calls;
 }
 
 }  // namespace fusedstep

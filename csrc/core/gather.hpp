@@ -11,14 +11,6 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 
 constexpr std::int64_t tile_size = 512;  // on a CPU
 
-// The loop's iterations are independent. (`restrict` would promise more than is true: a gradient may
-// be its own variable.)
-#if defined(__CUDACC__)
-#define FUSEDSTEP_INDEPENDENT
-#else
-#define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 FUSEDSTEP_HOST_DEVICE constexpr DType dtype_of(float) {
   return DType::float32;
 }
@@ -44,52 +36,37 @@ FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64
   }
 }
 
-// What a step's gradients are; a GPU's step has an overload of its own.
-FUSEDSTEP_HOST_DEVICE inline Gradient gradient_of(const Step& step, std::size_t replica, std::size_t array) {
-  return step.gradients[replica * step.count + array];
-}
-FUSEDSTEP_HOST_DEVICE inline std::size_t replicas_of(const Step& step) {
-  return step.replicas;
-}
-
-// The same of an array that has only some of its rows: zeros elsewhere.
-template <class C, class Size>
-[[gnu::noinline]] FUSEDSTEP_HOST_DEVICE void load_rows(const Gradient& gradient, std::int64_t begin, C* to, Size size) {
-  const Rows& rows = *gradient.rows;
-  for (std::int64_t i = 0; i < size; ++i) to[i] = 0;
-  std::int64_t low = 0, high = rows.count;  // the first row that does not end before `begin`
+// The first of the rows that does not end before an element.
+FUSEDSTEP_HOST_DEVICE inline std::int64_t first_row(const Rows& rows, std::int64_t element) {
+  std::int64_t low = 0, high = rows.count;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;
-    if ((rows.indices[middle] + 1) * rows.size <= begin) {
+    if ((rows.indices[middle] + 1) * rows.size <= element) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
+  return low;
+}
+
+// The same of an array that has only some of its rows: zeros elsewhere.
+template <class C>
+[[gnu::noinline]] void load_rows(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
+  const Rows& rows = *gradient.rows;
+  for (std::int64_t i = 0; i < size; ++i) to[i] = 0;
   const std::int64_t end = begin + size;
-  for (std::int64_t k = low; k < rows.count && rows.indices[k] * rows.size < end; ++k) {
+  for (std::int64_t k = first_row(rows, begin); k < rows.count && rows.indices[k] * rows.size < end; ++k) {
     const std::int64_t row_begin = rows.indices[k] * rows.size, row_end = row_begin + rows.size;
     const std::int64_t from = row_begin < begin ? begin : row_begin, until = row_end < end ? row_end : end;
     load(gradient.data, gradient.dtype, k * rows.size + (from - row_begin), to + (from - begin), until - from);
   }
 }
 
-template <class C, class Size>
-FUSEDSTEP_HOST_DEVICE inline void load(const Gradient& gradient, std::int64_t begin, C* to, Size size) {
+template <class C>
+void load(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
   if (gradient.rows == nullptr) return load(gradient.data, gradient.dtype, begin, to, size);
   load_rows(gradient, begin, to, size);
-}
-
-// Adds what the other replicas have of a tile, in their order.
-template <class C, class S, class Size>
-FUSEDSTEP_HOST_DEVICE inline void add_replicas(const S& step, std::size_t array, std::int64_t begin, C* h, C* more,
-                                               Size size) {
-  for (std::size_t replica = 1; replica < replicas_of(step); ++replica) {
-    const Gradient gradient = gradient_of(step, replica, array);
-    if (gradient.data == nullptr) continue;
-    load(gradient, begin, more, size);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + more[i];
-  }
 }
 
 // The stages up to the sum over calls, of which `sum` has the former ones; null where there is none.
@@ -109,10 +86,13 @@ FUSEDSTEP_HOST_DEVICE inline void add_sum(const Stages& stages, const C* sum, C*
 template <class C>
 void gather_sum(const Step& step, const Stages& stages, std::size_t array, std::int64_t begin, C* h,
                 std::int64_t size) {
-  load(gradient_of(step, 0, array), begin, h, size);
-  if (step.replicas > 1) {
+  load(step.gradients[array], begin, h, size);
+  for (std::size_t replica = 1; replica < step.replicas; ++replica) {
+    const Gradient& gradient = step.gradients[replica * step.count + array];
+    if (gradient.data == nullptr) continue;
     alignas(64) C more[tile_size];
-    add_replicas(step, array, begin, h, more, size);
+    load(gradient, begin, more, size);
+    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + more[i];
   }
   const C* const sum = reinterpret_cast<const C*>(step.accumulator + step.arrays[array].slot_offset) + begin;
   add_sum(stages, sum, h, size);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/gather.hpp"
+#include "core/primitives.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
@@ -70,7 +71,7 @@ struct Flow {
 //
 //   variable()         p, loaded
 //   gather()           h, the gradient up to the sum over calls; never the variable's own memory
-//   set_sum(values)    stores the sum over calls; null for zeros
+//   set_sum(h)         stores the sum over calls; clear_sum() stores zeros
 //   apply_rule(p, h)   the only pass; or first(p, h), which notes the squares of p and of the update; or second(p, f)
 //   store(p)           p, as the variable is stored
 //   average()          loaded; store_average() stores it
@@ -81,18 +82,20 @@ FUSEDSTEP_HOST_DEVICE inline void stage_tile(const Flow& flow, Tile& tile, Size 
   const bool updates = flow.has_gradient && stages.accumulation != Accumulation::add;
   auto* const p = tile.variable();
   if constexpr (pass != Pass::second) {
-    auto* const h = flow.has_gradient ? tile.gather() : nullptr;
-    if (stages.accumulation == Accumulation::add && flow.has_gradient) tile.set_sum(h);
-    if (stages.accumulation == Accumulation::flush) tile.set_sum(nullptr);
-    if (updates) {
-      prepare(stages, flow.factor, p, h, size);
-      decay(stages, p, size);
-      if constexpr (pass == Pass::first) {
-        tile.first(p, h);
-      } else {
-        tile.apply_rule(p, h);
+    if (flow.has_gradient) {
+      auto* const h = tile.gather();
+      if (stages.accumulation == Accumulation::add) tile.set_sum(h);
+      if (updates) {
+        prepare(stages, flow.factor, p, h, size);
+        decay(stages, p, size);
+        if constexpr (pass == Pass::first) {
+          tile.first(p, h);
+        } else {
+          tile.apply_rule(p, h);
+        }
       }
     }
+    if (stages.accumulation == Accumulation::flush) tile.clear_sum();
     if constexpr (pass == Pass::first) return;
   } else if (updates) {
     decay(stages, p, size);

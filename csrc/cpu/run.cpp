@@ -131,6 +131,7 @@ void sum_owners(const Step& step, Norms& norms, std::vector<double>& leaf_sums) 
 [[gnu::noinline]] void finish_norms(const Step& step, Norms& norms) {
   sum_owners(step, norms, norms.leaf_sums);
   std::vector<double>& sums = norms.owner_sums;
+  for (std::size_t i = 0; norms.sums_elsewhere != nullptr && i < norms.owners; ++i) sums[i] += norms.sums_elsewhere[i];
   const auto factor = [&](double norm) {
     return norms.sign * (baseline::clip_factor(norm, norms.largest) * norms.scale);
   };
@@ -188,6 +189,7 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
   const auto finish_sums = [&](bool finite) {
     const DefaultFloatEnvironment environment;
     finish_norms(step, norms);
+    finite &= norms.sums_elsewhere == nullptr || norms.finite_elsewhere;
     return norms.skips_not_finite && !finite ? Outcome::skipped : Outcome::done;
   };
   const auto sweep_share = [&](bool finishing, Place begin, Place end) {

@@ -31,6 +31,9 @@ struct Norms {
   double sign;            // and after they were clipped
   bool skips_not_finite;  // nothing is changed where an element is not finite
   std::size_t owners;     // variables of the build
+  // The sums of squares of variables that are elsewhere, 0 of those here; null where all are here.
+  const double* sums_elsewhere;
+  bool finite_elsewhere;
 
   double norm;                  // of all gradients together
   std::vector<double> factors;  // for each owner

@@ -167,7 +167,11 @@ class Tile {
   }
   void set_sum(const C* values) {
     C* const sum = slot(step_.accumulator);
-    for (std::int64_t i = 0; i < size_; ++i) sum[i] = values != nullptr ? values[i] : 0;
+    for (std::int64_t i = 0; i < size_; ++i) sum[i] = values[i];
+  }
+  void clear_sum() {
+    C* const sum = slot(step_.accumulator);
+    for (std::int64_t i = 0; i < size_; ++i) sum[i] = 0;
   }
   void apply_rule(C* p, C* h) { tile_rule_.only(rule_, p, h, s_, size_); }
   void first(C* p, C* h) {

@@ -4,47 +4,17 @@
 #include "cpu/norm.hpp"
 #include "cpu/sweep.hpp"
 #include "rules/all.hpp"
+#include "rules/coefficients.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 namespace {
-
-template <class Rule>
-typename Rule::Hyperparameters hyperparameters(const double* values) {
-  using Hyperparameters = typename Rule::Hyperparameters;
-  constexpr int count = Hyperparameters::names.count;
-  static_assert(count == 0 || sizeof(Hyperparameters) == count * sizeof(double), "doubles, each with its name");
-  Hyperparameters h;
-  __builtin_memcpy(static_cast<void*>(&h), values, count * sizeof(double));
-  return h;
-}
-
-template <class Rule>
-constexpr bool carries = requires { &Rule::carry; };
-
-template <class Rule>
-Rule make(const double* values, double learning_rate, std::uint64_t t, [[maybe_unused]] double carried) {
-  if constexpr (carries<Rule>) {
-    return Rule(hyperparameters<Rule>(values), learning_rate, t, carried);
-  } else {
-    return Rule(hyperparameters<Rule>(values), learning_rate, t);
-  }
-}
-
-template <class Rule>
-void coefficients(const double* values, double learning_rate, std::uint64_t t, double carried, void* rule) {
-  static_assert(__is_trivially_copyable(Rule) && sizeof(Rule) <= max_rule_size);
-  const Rule made = make<Rule>(values, learning_rate, t, carried);
-  __builtin_memcpy(rule, &made, sizeof(made));
-}
 
 using Carry = decltype(fusedstep::Rule::carry);
 
 template <class Rule>
 constexpr Carry carry_of() {
   if constexpr (carries<Rule>) {
-    return [](const double* values, std::uint64_t t, double carried) {
-      return Rule::carry(hyperparameters<Rule>(values), t, carried);
-    };
+    return carry<Rule>;
   } else {
     return nullptr;
   }

@@ -19,6 +19,7 @@
 #include <cstdint>
 
 #include "core/primitives.hpp"
+#include "core/step.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 

@@ -1,0 +1,97 @@
+#include "bind/device_array.hpp"
+
+#include <pybind11/stl.h>
+
+#include <functional>
+#include <numeric>
+
+#include "bind/dlpack.hpp"
+#include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+
+namespace fusedstep {
+namespace {
+
+// What a consumer of DLPack holds on to.
+struct Exported {
+  dlpack::Managed managed;
+  std::vector<std::int64_t> shape;
+  std::shared_ptr<DeviceMemory> owner;
+};
+
+}  // namespace
+
+DeviceArray::DeviceArray(void* memory, DType dtype, std::vector<py::ssize_t> shape, Device device,
+                         std::shared_ptr<DeviceMemory> owner)
+    : memory_(memory), dtype_(dtype), shape_(std::move(shape)), device_(device), owner_(std::move(owner)) {}
+
+py::dict DeviceArray::cuda_array_interface() const {
+  py::dict described;
+  described["shape"] = py::tuple(py::cast(shape_));
+  described["typestr"] = dtype().attr("str");
+  described["data"] = py::make_tuple(address(memory_), false);
+  described["strides"] = py::none();
+  described["version"] = 3;
+  return described;
+}
+
+py::capsule DeviceArray::dlpack() const {
+  auto* const exported = new Exported{{}, {shape_.begin(), shape_.end()}, owner_};
+  const auto bits = static_cast<std::uint8_t>(8 * bytes_of(dtype_));
+  const std::uint8_t code = dtype_ == DType::bfloat16 ? dlpack::bfloat_code : dlpack::float_code;
+  const auto ndim = static_cast<std::int32_t>(shape_.size());
+  exported->managed.tensor = {memory_, {dlpack::cuda, device_}, ndim, {code, bits, 1}, exported->shape.data(), nullptr,
+                              0};
+  exported->managed.context = exported;
+  exported->managed.deleter = [](dlpack::Managed* managed) { delete static_cast<Exported*>(managed->context); };
+  // Whoever takes it over gives it another name, and calls the deleter.
+  return py::capsule(&exported->managed, "dltensor", [](PyObject* capsule) {
+    if (!PyCapsule_IsValid(capsule, "dltensor")) return;
+    auto* const managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, "dltensor"));
+    managed->deleter(managed);
+  });
+}
+
+py::tuple DeviceArray::dlpack_device() const {
+  return py::make_tuple(dlpack::cuda, device_);
+}
+
+py::dtype DeviceArray::dtype() const {
+  return py::dtype(name_of(dtype_));
+}
+
+std::size_t DeviceArray::bytes() const {
+  const py::ssize_t size = std::accumulate(shape_.begin(), shape_.end(), py::ssize_t{1}, std::multiplies<>());
+  return static_cast<std::size_t>(size * bytes_of(dtype_));
+}
+
+py::array DeviceArray::to_numpy() const {
+  py::array copy(dtype(), shape_);
+  if (bytes() > 0) devices()->read(device_, copy.mutable_data(), memory_, bytes());
+  return copy;
+}
+
+void DeviceArray::assign(const py::array& values) const {
+  const py::array given = py::module_::import("numpy").attr("ascontiguousarray")(values, dtype());
+  const bool same_shape = given.ndim() == static_cast<py::ssize_t>(shape_.size()) &&
+                          std::equal(shape_.begin(), shape_.end(), given.shape());
+  if (!same_shape) {
+    refuse_value("DeviceArray.assign: values have shape " + text_of(static_cast<int>(given.ndim()), given.shape()) +
+                 ", the array has " + text_of(static_cast<int>(shape_.size()), shape_.data()));
+  }
+  if (bytes() > 0) devices()->write(device_, memory_, given.data(), bytes());
+}
+
+void bind_device_array(py::module_& module) {
+  py::class_<DeviceArray>(module, "DeviceArray")
+      .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
+      .def("__dlpack__", [](const DeviceArray& array, const py::kwargs&) { return array.dlpack(); })
+      .def("__dlpack_device__", &DeviceArray::dlpack_device)
+      .def("copy", &DeviceArray::to_numpy)
+      .def("assign", &DeviceArray::assign, py::arg("values"))
+      .def_property_readonly("shape", [](const DeviceArray& array) { return py::tuple(py::cast(array.shape())); })
+      .def_property_readonly("dtype", &DeviceArray::dtype)
+      .def_property_readonly("device", &DeviceArray::device);
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,237 @@
+// A plan's variables on GPUs: what is made for them in a build, and their part in a step. The kernels and launches are
+// those of csrc/cuda.
+#include <algorithm>
+#include <map>
+
+#include "bind/call.hpp"
+#include "bind/refuse.hpp"
+#include "core/dtypes.hpp"
+#include "cpu/float_environment.hpp"
+
+namespace fusedstep {
+
+void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
+  std::map<Device, std::vector<Array>> by_device;
+  for (const Built& built : built_) {
+    if (built.device != on_cpu) by_device[built.device];
+  }
+  if (by_device.empty()) return;
+  const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
+  const Rule& rule = this->rule();
+  for (auto& [device, arrays] : by_device) {
+    const std::size_t stride = lay_out_slots(device);
+    for (const Array& array : arrays_) {
+      if (built_[array.owner].device == device) arrays.push_back(array);
+    }
+    parts_.push_back(std::make_unique<DevicePart>(device, arrays, stride, rule.slot_count, accumulates_, averages_));
+    part_strides_.push_back(stride);
+    const DevicePart& part = *parts_.back();
+    std::vector<std::byte> slot, variable;
+    for (const Array& array : arrays) {
+      if (array.size == 0) continue;
+      slot.resize(static_cast<std::size_t>(array.size * bytes_of(array.compute)));
+      const auto write = [&](std::size_t kind) {
+        devices()->write(device, part.slots() + stride * kind + array.slot_offset, slot.data(), slot.size());
+      };
+      for (int k = 0; k < rule.slot_count; ++k) {
+        const auto value = initial.find(rule.slots[k]);
+        if (value == initial.end() || value->second == 0) continue;
+        fill_slot(array, slot.data(), value->second);
+        write(static_cast<std::size_t>(k));
+      }
+      if (!averages_) continue;
+      variable.resize(static_cast<std::size_t>(array.size * bytes_of(array.dtype)));
+      devices()->read(device, variable.data(), array.variable, variable.size());
+      widen_variable(array, variable.data(), slot.data());
+      write(static_cast<std::size_t>(rule.slot_count) + (accumulates_ ? 1 : 0));
+    }
+  }
+  arrays_here_ = arrays_;
+  for (Array& array : arrays_here_) {
+    if (built_[array.owner].device != on_cpu) array.size = 0;
+  }
+}
+
+py::object Plan::slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const {
+  const Array& array = arrays_[index];
+  std::size_t number = 0;
+  while (parts_[number]->device() != built_[index].device) ++number;
+  const DevicePart& part = *parts_[number];
+  const DType dtype = array.compute == compute_float64 ? DType::float64 : DType::float32;
+  return py::cast(DeviceArray(part.slots() + part_strides_[number] * kind + array.slot_offset, dtype, shape,
+                              part.device(), part.share_slots()));
+}
+
+// An array in the place of a number, of which only the device will see the value.
+void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) const {
+  const std::string what = optimizer_ + ": learning_rate";
+  if (!read_array(learning_rate.ptr(), view)) refuse_array(learning_rate, what, "learning rate");
+  if (view.ndim != 0) {
+    refuse_value(what + " must have no dimensions, got shape " + text_of(view.ndim, view.shape) +
+                 "; pass rate.reshape(())");
+  }
+  if (!is_alone() || view.device != parts_[0]->device()) {
+    refuse_value(what + " is on " + name_of(view.device) +
+                 ", but there are variables on another device; pass a number");
+  }
+}
+
+// The same as for NumPy's arrays (plan_step.cpp), one after another, with the GIL: other libraries' are asked.
+bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
+  const Built& built = built_[index];
+  HeldView view;
+  if (!built.stays_as_it_is && (!read_array(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
+  const bool had_gradient = gradients_[index].data != nullptr;
+  if (gradient == Py_None || frozen_[index]) return !had_gradient;
+  if (!had_gradient) return false;
+  py::object& same = same_gradients_[index];
+  if (same && PyWeakref_GetObject(same.ptr()) == gradient) return true;
+  if (PyTuple_Check(gradient) || !read_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
+      view.device != built.device || !view.contiguous() || !view.aligned() || view.owner) {
+    return false;
+  }
+  const std::uintptr_t begin = address(view.data);
+  const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
+  if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
+  set_gradient(index, {view.data, nullptr, view.dtype});
+  same = is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
+  return true;
+}
+
+bool Plan::take_ordinary_with_care(const Call& call) {
+  for (std::size_t i = 0; i < count(); ++i) {
+    if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
+    if (!take_ordinary_with_care(call.grads[i], i)) return false;
+  }
+  return true;
+}
+
+void* Plan::stream_of(const DevicePart& part) const {
+  return current_stream(built_[part.arrays()[0].owner].object.ptr(), part.device());
+}
+
+void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
+                           bool mean) {
+  if (call.replicas > most_gradients) {
+    refuse_value(who_ + "there are " + std::to_string(call.replicas) + " replicas, but of variables on a GPU at most " +
+                 std::to_string(most_gradients) + " can be summed at once");
+  }
+  bool capturing = false;
+  std::vector<void*> streams;
+  for (const auto& part : parts_) {
+    streams.push_back(stream_of(*part));
+    capturing |= devices()->is_capturing(streams.back());
+  }
+  DeviceStep request = {rule_,
+                        rule().compiled[compute_float32].finish != nullptr,
+                        hyperparameters_,
+                        options_,
+                        learning_rate,
+                        rate_on_device != nullptr ? rate_on_device->data : nullptr,
+                        rate_on_device != nullptr ? rate_on_device->dtype : DType::float64,
+                        step.gradients,
+                        count(),
+                        call.replicas,
+                        mean,
+                        is_alone(),
+                        0};
+  if (!request.alone) {
+    if (capturing) {
+      refuse_value(who_ +
+                   "a step that goes into a graph must have all its variables on one device, but there are some on " +
+                   (parts_.size() > 1 ? "several GPUs" : "the CPU"));
+    }
+    return step_on_many_devices(step, request, streams);
+  }
+  DevicePart& part = *parts_[0];
+  if (capturing) {
+    captured_ = true;
+    counts_certain_ = false;
+    if (rate_on_device == nullptr) {
+      part.write_learning_rate(learning_rate, true);
+      request.learning_rate_on_device = &part.state()->learning_rate;
+    }
+  }
+  // Where the device knows the counts better, it also knows whether this call updates.
+  const bool may_want = options_.skips_not_finite || options_.clip != Clip::none;
+  norm_on_device_ = norms_.wanted() || (!counts_certain_ && may_want);
+  if (norm_on_device_) part.launch_norms(request, streams[0]);
+  part.launch_update(request, streams[0]);
+  if (capturing) return;
+  if (options_.skips_not_finite) counts_certain_ = false;
+  skipped_ = false;
+  count_call();
+}
+
+// With variables in several places the host decides. It waits for the devices where there are norms.
+void Plan::step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams) {
+  if (norms_.wanted()) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_norms(request, streams[i]);
+    sums_elsewhere_.assign(count(), 0);
+    norms_.finite_elsewhere = true;
+    for (const auto& part : parts_) norms_.finite_elsewhere &= part->read_sums(sums_elsewhere_);
+    norms_.sums_elsewhere = sums_elsewhere_.data();
+  }
+  const Outcome outcome = run(step, current_target(), {}, norms_, threads_for(step.cost_before[step.count]));
+  norms_.sums_elsewhere = nullptr;
+  norm_ = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
+  skipped_ = outcome == Outcome::skipped;
+  if (!skipped_) {
+    if (norms_.clip == Clip::all) request.factor = norms_.factors[0];
+    for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_update(request, streams[i]);
+  }
+  count_call();
+}
+
+void Plan::finish_averages_on_devices(const Step& step) {
+  for (const auto& part : parts_) {
+    const DeviceStep request = {rule_,
+                                rule().compiled[compute_float32].finish != nullptr,
+                                hyperparameters_,
+                                options_,
+                                0,
+                                nullptr,
+                                DType::float64,
+                                step.gradients,
+                                count(),
+                                1,
+                                false,
+                                is_alone(),
+                                0};
+    part->launch_averages(request, stream_of(*part));
+  }
+}
+
+const Counts& Plan::counts() {
+  if (!counts_certain_) {
+    const DeviceState state = parts_[0]->read_state();
+    counts_ = state.counts;
+    skipped_ = state.skipped != 0;
+    counts_certain_ = !captured_;
+  }
+  return counts_;
+}
+
+void Plan::set_counts(const Counts& counts) {
+  counts_ = counts;
+  for (const auto& part : parts_) part->write_counts(counts);
+}
+
+bool Plan::skipped() {
+  counts();
+  return skipped_;
+}
+
+py::object Plan::norm() {
+  if (norm_on_device_) {
+    const DevicePart& part = *parts_[0];
+    return py::cast(DeviceArray(&part.state()->norm, DType::float64, {}, part.device(), part.share_tables()));
+  }
+  return norm_ ? py::object(py::float_(*norm_)) : py::none();
+}
+
+void Plan::set_learning_rate(double rate) {
+  if (captured_) parts_[0]->write_learning_rate(rate, false);
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,52 @@
+#include "bind/simulate.hpp"
+
+#include "bind/device_array.hpp"
+#include "cuda/simulation.hpp"
+
+namespace fusedstep {
+namespace {
+
+// The one in use; null where there is none.
+Simulation* simulation = nullptr;
+
+void simulate(int count, std::uint32_t blocks) {
+  auto made = count > 0 ? std::make_unique<Simulation>(count, blocks) : nullptr;
+  simulation = made.get();
+  simulate_devices(std::move(made));
+}
+
+py::list take_events() {
+  py::list events;
+  for (const Simulation::Event& event : simulation->events) {
+    events.append(py::make_tuple(event.what, event.device, event.stream));
+  }
+  simulation->events.clear();
+  return events;
+}
+
+DeviceArray array_on(int device, const py::array& values) {
+  const auto bytes = static_cast<std::size_t>(values.nbytes());
+  auto memory = std::make_shared<DeviceMemory>(device, bytes);
+  const std::vector<py::ssize_t> shape(values.shape(), values.shape() + values.ndim());
+  void* const data = memory->as<void>();
+  HeldView view;
+  if (!read_array(values.ptr(), view)) throw py::type_error("simulated arrays have the dtypes of variables");
+  DeviceArray array(data, view.dtype, shape, device, std::move(memory));
+  if (bytes > 0) simulation->write(device, data, values.data(), bytes);
+  return array;
+}
+
+}  // namespace
+
+void bind_simulation(py::module_& parent) {
+  auto module = parent.def_submodule("simulation", "Simulated GPUs, for tests on machines that have none.");
+  module.def("start", &simulate, py::arg("devices"), py::arg("blocks"));
+  module.def("stop", [] { simulate(0, 0); });
+  module.def("array_on", &array_on, py::arg("device"), py::arg("values"));
+  module.def("take_events", &take_events);
+  module.def("begin_capture", [] { simulation->begin_capture(); });
+  module.def("end_capture", [] { simulation->end_capture(); });
+  module.def("replay", [] { simulation->replay(); });
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,283 @@
+// CUDA's side: the kernels, a block of them as a team, and the devices. The only file that knows CUDA.
+#include <cuda_runtime.h>
+
+#include <array>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/devices.hpp"
+#include "cuda/sweep.hpp"
+#include "rules/all.hpp"
+
+namespace fusedstep {
+namespace FUSEDSTEP_TARGET {
+
+// A block of a grid.
+class Block {
+ public:
+  static constexpr std::uint32_t warps = block_threads / warp_threads;
+
+  __device__ std::uint32_t block() const { return blockIdx.x; }
+  __device__ std::uint32_t blocks() const { return gridDim.x; }
+
+  template <class F>
+  __device__ void each(const F& work) {
+    work(static_cast<int>(threadIdx.x));
+  }
+  template <class F>
+  __device__ void once(const F& work) {
+    __syncthreads();
+    if (threadIdx.x == 0) work();
+    __syncthreads();
+  }
+  __device__ void wait() { __syncthreads(); }
+  // Whether all other blocks of the grid are done; what they wrote can be seen then.
+  __device__ bool is_last(std::uint32_t& blocks_done) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicInc(&blocks_done, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    __threadfence();
+    return last;
+  }
+
+  template <class F>
+  __device__ void each_warp(const F& work) {
+    work(threadIdx.x / warp_threads);
+  }
+  template <class F>
+  __device__ void each_of_warp(const F& work) {
+    work(thread_of_warp());
+  }
+  template <class F>
+  __device__ void by_one_of_warp(const F& work) {
+    if (thread_of_warp() == 0) work();
+  }
+  __device__ void wait_in_warp() { __syncwarp(); }
+
+  template <class F>
+  __device__ double sum_lanes(const F& add) {
+    double lane[lanes_of_thread] = {};
+    add(thread_of_warp(), lane);
+    return sum_of_warp(lane);
+  }
+  template <class F>
+  __device__ void sum_two_lanes(const F& add, double* first_sum, double* second_sum) {
+    double first[lanes_of_thread] = {}, second[lanes_of_thread] = {};
+    add(thread_of_warp(), first, second);
+    const double of_first = sum_of_warp(first), of_second = sum_of_warp(second);
+    if (thread_of_warp() == 0) {
+      *first_sum = of_first;
+      *second_sum = of_second;
+    }
+  }
+
+  __device__ void raise(std::uint32_t* flag) { atomicOr(flag, 1u); }
+  // A value that another block has written: past this multiprocessor's own cache.
+  __device__ double fresh(const double* value) { return __ldcg(value); }
+
+ private:
+  __device__ static int thread_of_warp() { return static_cast<int>(threadIdx.x % warp_threads); }
+
+  // The tree of core/tree.hpp over the lanes of a warp: halves onto halves, first between threads.
+  __device__ static double sum_of_warp(double* lane) {
+    static_assert(lanes_of_thread == 4);
+    constexpr unsigned all = 0xffffffffu;
+    for (int h = warp_threads / 2; h > 0; h /= 2) {
+      for (int i = 0; i < lanes_of_thread; ++i) lane[i] += __shfl_down_sync(all, lane[i], static_cast<unsigned>(h));
+    }
+    lane[0] += lane[2];
+    lane[1] += lane[3];
+    return __shfl_sync(all, lane[0] + lane[1], 0);
+  }
+};
+
+template <template <class> class R, Kernel kernel>
+__global__ void __launch_bounds__(block_threads, is_first_pass<R, kernel> ? 1 : 2)
+    sweep_kernel(const __grid_constant__ Launch launch) {
+  __shared__ Made made[is_first_pass<R, kernel> ? Block::warps : 1];
+  Block team;
+  sweep_block<R, kernel>(team, launch, made);
+}
+
+__global__ void __launch_bounds__(block_threads, 2) norms_kernel(const __grid_constant__ Launch launch) {
+  Block team;
+  norms_block(team, launch);
+}
+
+}  // namespace FUSEDSTEP_TARGET
+
+namespace {
+
+using namespace FUSEDSTEP_TARGET;
+
+void check(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(code));
+}
+
+// Makes a device the current one, and the former again.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&former_), "cudaGetDevice");
+    if (device != former_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != former_;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(former_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int former_ = 0;
+  bool changed_ = false;
+};
+
+using KernelsOfRule = std::array<const void*, 3>;  // by Kernel
+
+template <template <class> class R>
+KernelsOfRule kernels_of_rule() {
+  if constexpr (takes_two_passes<R<float>>) {
+    return {nullptr, reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::staged>),
+            reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::second>)};
+  } else {
+    return {reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::bare>),
+            reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::staged>), nullptr};
+  }
+}
+
+template <template <class> class... R>
+std::vector<KernelsOfRule> kernels_of_rules(List<R...>) {
+  return {kernels_of_rule<R>()...};
+}
+
+class CudaDevices : public Devices {
+ public:
+  explicit CudaDevices(int count) : count_(count), most_blocks_(static_cast<std::size_t>(count)) {}
+
+  int device_of(const void* memory) override {
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+      cudaGetLastError();
+      return -1;
+    }
+    const bool on_device = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+    return on_device ? attributes.device : -1;
+  }
+
+  int count() override { return count_; }
+
+  void* allocate(int device, std::size_t bytes) override {
+    const OnDevice on(device);
+    void* memory = nullptr;
+    const cudaError_t code = cudaMalloc(&memory, bytes);
+    if (code == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw std::runtime_error("cuda:" + std::to_string(device) + " has no " + std::to_string(bytes) +
+                               " bytes left for the optimizer's arrays; free some, for example with"
+                               " cupy.get_default_memory_pool().free_all_blocks() or torch.cuda.empty_cache()");
+    }
+    check(code, "cudaMalloc");
+    check(cudaMemset(memory, 0, bytes), "cudaMemset");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // any stream may use it now
+    return memory;
+  }
+
+  void free(int, void* memory) noexcept override { cudaFree(memory); }
+
+  void write(int device, void* to, const void* from, std::size_t bytes) override {
+    const OnDevice on(device);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+
+  void read(int device, void* to, const void* from, std::size_t bytes) override {
+    const OnDevice on(device);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  }
+
+  void write_during_capture(int device, void* to, const void* from, std::size_t bytes) override {
+    const OnDevice on(device);
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+    cudaStream_t beside = nullptr;
+    cudaError_t code = cudaStreamCreateWithFlags(&beside, cudaStreamNonBlocking);
+    if (code == cudaSuccess) code = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, beside);
+    if (code == cudaSuccess) code = cudaStreamSynchronize(beside);
+    if (beside != nullptr) cudaStreamDestroy(beside);
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+    check(code, "a copy beside a captured stream");
+  }
+
+  void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override {
+    const OnDevice on(device);
+    const void* const function = kernel == Kernel::norms
+                                     ? reinterpret_cast<const void*>(&norms_kernel)
+                                     : kernels_.at(static_cast<std::size_t>(rule))[static_cast<std::size_t>(kernel)];
+    // Where a warp takes a slice, a block takes several.
+    const bool by_warp =
+        kernel == Kernel::norms || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
+    const std::uint32_t at_once = by_warp ? Block::warps : 1;
+    const std::uint32_t wanted = (launch.slices + at_once - 1) / at_once;
+    const std::uint32_t most = most_blocks(device, function);
+    const std::uint32_t blocks = wanted == 0 ? 1 : wanted < most ? wanted : most;
+    void* parameters[] = {const_cast<Launch*>(&launch)};
+    check(
+        cudaLaunchKernel(function, dim3(blocks), dim3(block_threads), parameters, 0, static_cast<cudaStream_t>(stream)),
+        "the launch of a kernel");
+  }
+
+  bool is_capturing(void* stream) override {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+ private:
+  // As many blocks as the device runs at once, for each kernel.
+  std::uint32_t most_blocks(int device, const void* function) {
+    const std::lock_guard lock(mutex_);
+    auto& known = most_blocks_.at(static_cast<std::size_t>(device));
+    for (const auto& [of, blocks] : known) {
+      if (of == function) return blocks;
+    }
+    int multiprocessors = 0, each = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, function, block_threads, 0),
+          "the occupancy of a kernel");
+    known.emplace_back(function, static_cast<std::uint32_t>(multiprocessors * (each > 0 ? each : 1)));
+    return known.back().second;
+  }
+
+  int count_;
+  std::vector<KernelsOfRule> kernels_ = kernels_of_rules(AllRules());
+  std::mutex mutex_;
+  std::vector<std::vector<std::pair<const void*, std::uint32_t>>> most_blocks_;
+};
+
+}  // namespace
+
+const char* cuda_version() {
+  static const std::string version =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  return version.c_str();
+}
+
+std::unique_ptr<Devices> make_cuda_devices(std::string& why_not) {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code == cudaSuccess && count > 0) return std::make_unique<CudaDevices>(count);
+  cudaGetLastError();
+  why_not = std::string("CUDA ") + cuda_version() + " finds no device here (" +
+            (code == cudaSuccess ? "there is none" : cudaGetErrorString(code)) + ")";
+  return nullptr;
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,117 @@
+// A launch of a kernel, as plain data: what the host passes and what lies on the device.
+//
+// What only a build changes is a table on the device. A step passes the rest as the kernel's parameters, of which
+// there may be 32 764 bytes: 8 for each gradient. So a step of up to most_gradients arrays is one launch, without a
+// copy to the device. What steps advance, counts above all, is on the device, so that a decision there and a replayed
+// graph need no host.
+#pragma once
+
+#include "core/options.hpp"
+#include "core/step.hpp"
+
+namespace fusedstep {
+
+// The kernels of a rule: the rule alone, with all stages around it (its first pass, where it takes two), the second
+// pass. And one for the norms of gradients, the same for all rules.
+enum class Kernel : std::uint8_t { bare, staged, second, norms };
+
+constexpr int block_threads = 256;
+constexpr int warp_threads = 32;
+
+// A part of an array that a block, or a warp, takes: slice_unit elements from a multiple of it on. The leaves of
+// norms are the slices.
+struct Slice {
+  std::uint32_t array;
+  std::uint32_t number;
+};
+
+// Up to slice_unit leaves of one array, whose sums the tree takes together.
+struct LeafGroup {
+  std::uint32_t first;
+  std::uint32_t count;
+};
+
+// A gradient in 8 bytes: its address, which has less than 57 bits, its dtype above them, and on top whether the address
+// is that of a SparseGradient. Zero where there is none.
+struct PackedGradient {
+  std::uint64_t bits;
+};
+
+struct SparseGradient {
+  Rows rows;
+  const void* data;
+};
+
+constexpr int dtype_shift = 60, sparse_shift = 63;
+
+inline PackedGradient packed(const void* address, DType dtype, bool sparse) {
+  if (address == nullptr) return {0};
+  return {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address)) |
+          static_cast<std::uint64_t>(dtype) << dtype_shift | static_cast<std::uint64_t>(sparse) << sparse_shift};
+}
+
+FUSEDSTEP_HOST_DEVICE inline Gradient unpacked(PackedGradient gradient) {
+  if (gradient.bits == 0) return {nullptr, nullptr, DType::float32};
+  const auto dtype = static_cast<DType>(gradient.bits >> dtype_shift & 3);
+  const auto* const address = reinterpret_cast<const void*>(gradient.bits & ((std::uint64_t{1} << dtype_shift) - 1));
+  if ((gradient.bits >> sparse_shift & 1) == 0) return {address, nullptr, dtype};
+  const auto* const sparse = static_cast<const SparseGradient*>(address);
+  return {sparse->data, &sparse->rows, dtype};
+}
+
+// What a build has on the device beside its tables and slots.
+struct DeviceState {
+  Counts counts;
+  double learning_rate;           // of steps in graphs
+  double norm;                    // of the gradients of the last call
+  double factor;                  // that it came to, where all are clipped together
+  std::uint32_t skipped;          // whether the last call was left out
+  std::uint32_t not_finite;       // whether the call that runs has seen a gradient that is not
+  std::uint32_t seen_not_finite;  // whether the last one has
+  std::uint32_t blocks_done;      // of the kernel that runs
+};
+
+// Where things are on the device.
+struct Table {
+  const Array* arrays;
+  const Slice* slices;
+  const Group* groups;
+  const std::uint32_t* groups_before;  // of each array, in leaf_groups
+  const LeafGroup* leaf_groups;
+  DeviceState* state;
+  std::byte* slots[max_slots];
+  std::byte* accumulator;
+  std::byte* average;
+  // Sums of squares: of each slice, group, array; where a rule takes two passes, of the updates, too.
+  double* slice_sums;
+  double* update_sums;
+  double* group_sums;
+  double* array_sums;
+  double* factors;  // of each array: of its gradient, or of its update between two passes
+  std::uint32_t arrays_count;
+  std::uint32_t groups_count;
+};
+
+// In one kernel's parameters, beside what else there is.
+constexpr std::uint32_t most_gradients = 4000;
+
+struct Launch {
+  Table table;
+  Options options;
+  double hyperparameters[max_hyperparameters];
+  double learning_rate;
+  const void* learning_rate_on_device;  // read in its place, where it is not null
+  DType learning_rate_dtype;
+  bool mean;               // over the replicas
+  bool averages_only;      // no update: the variables take the values of their averages
+  bool alone;              // all arrays of the build are on this device, which so decides for itself
+  bool last;               // of the launches of a kernel in this step
+  std::uint32_t replicas;  // lists of gradients, one after another
+  std::uint32_t first_array, arrays;
+  std::uint32_t first_slice, slices;
+  double factor;  // where the device is not alone and all gradients are clipped together
+  PackedGradient gradients[most_gradients];
+};
+static_assert(sizeof(Launch) <= 32764, "the parameters of a kernel");
+
+}  // namespace fusedstep

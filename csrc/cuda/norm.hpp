@@ -1,0 +1,168 @@
+// The norms of gradients, and of what a first pass made: the tree of core/tree.hpp, a leaf by a warp.
+#pragma once
+
+#include "core/primitives.hpp"
+#include "core/tree.hpp"
+#include "cuda/tile.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+// The lanes of a leaf that one thread of a warp sums: neighbours, so that it loads them at once.
+constexpr int lanes_of_thread = lanes / warp_threads;
+
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline Elements<V> elements_until(std::int64_t from, std::int64_t end) {
+  return {0, end - from < V ? static_cast<int>(end - from) : V};
+}
+
+// What a thread of a warp sums of a leaf, elements [begin, end) of an array: its lanes, row after row. `read` gives
+// some neighbours.
+template <class C, class Read>
+FUSEDSTEP_HOST_DEVICE inline void sum_rows(int thread, std::int64_t begin, std::int64_t end, const Read& read,
+                                           double* lane) {
+  for (std::int64_t from = begin + thread * lanes_of_thread; from < end; from += lanes) {
+    C x[lanes_of_thread];
+    const auto of = elements_until<lanes_of_thread>(from, end);
+    read(from, x, of);
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < lanes_of_thread; ++i) {
+      if (of.has(i)) lane[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    }
+  }
+}
+
+// A leaf by a warp of the team.
+template <class C, class Team>
+FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, const Stages& stages, std::uint32_t index,
+                                            std::uint32_t number, double* sum) {
+  const Array& array = launch.table.arrays[index];
+  const std::int64_t begin = static_cast<std::int64_t>(number) * slice_unit;
+  const std::int64_t end = array.size - begin < slice_unit ? array.size : begin + slice_unit;
+  const auto read = [&](std::int64_t from, C* x, auto of) { gather_sum(launch, stages, index, from, x, of); };
+  const double total = team.sum_lanes([&](int thread, double* lane) { sum_rows<C>(thread, begin, end, read, lane); });
+  team.by_one_of_warp([&] { *sum = total; });
+  if (total - total == 0) return;
+  // An element is not finite, or the sum of finite ones was too large.
+  team.each_of_warp([&](int thread) {
+    bool finite = true;
+    for (std::int64_t from = begin + thread * lanes_of_thread; from < end; from += lanes) {
+      C x[lanes_of_thread];
+      read(from, x, elements_until<lanes_of_thread>(from, end));
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < lanes_of_thread; ++i) finite &= x[i] - x[i] == 0;
+    }
+    if (!finite) team.raise(&launch.table.state->not_finite);
+  });
+}
+
+// The sum of up to slice_unit values by a warp, as a leaf of the tree; of one, that one.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE_CALLED inline double sum_values(Team& team, const double* values, std::uint32_t count) {
+  if (count == 0) return 0;
+  if (count == 1) return team.fresh(values);
+  return team.sum_lanes([&](int thread, double* lane) {
+    for (std::uint32_t row = 0; row < count; row += lanes) {
+      for (int i = 0; i < lanes_of_thread; ++i) {
+        const std::uint32_t j = row + static_cast<std::uint32_t>(thread * lanes_of_thread + i);
+        if (j < count) lane[i] += team.fresh(values + j);
+      }
+    }
+  });
+}
+
+// From the sums of slices to those of arrays, by one block.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE inline void sum_arrays(Team& team, const Table& table, const double* slice_sums) {
+  team.each_warp([&](std::uint32_t warp) {
+    for (std::uint32_t i = warp; i < table.groups_count; i += Team::warps) {
+      const LeafGroup group = table.leaf_groups[i];
+      const double sum = sum_values(team, slice_sums + group.first, group.count);
+      team.by_one_of_warp([&] { table.group_sums[i] = sum; });
+    }
+  });
+  team.wait();
+  team.each_warp([&](std::uint32_t warp) {
+    for (std::uint32_t i = warp; i < table.arrays_count; i += Team::warps) {
+      const std::uint32_t begin = table.groups_before[i], end = table.groups_before[i + 1];
+      const double sum = sum_values(team, table.group_sums + begin, end - begin);
+      team.by_one_of_warp([&] { table.array_sums[i] = sum; });
+    }
+  });
+  team.wait();
+}
+
+// The sum over all arrays, by one block. Of more than a leaf of them the leaves' sums lie behind the groups'.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE inline double sum_all(Team& team, const Table& table) {
+  const std::uint32_t count = table.arrays_count, unit = static_cast<std::uint32_t>(slice_unit);
+  if (count <= unit) {
+    double sum = 0;
+    team.each_warp([&](std::uint32_t) { sum = sum_values(team, table.array_sums, count); });
+    return sum;
+  }
+  const std::uint32_t leaves = (count + unit - 1) / unit;
+  team.each_warp([&](std::uint32_t warp) {
+    for (std::uint32_t i = warp; i < leaves; i += Team::warps) {
+      const std::uint32_t left = count - i * unit;
+      const double sum = sum_values(team, table.array_sums + i * unit, left < unit ? left : unit);
+      team.by_one_of_warp([&] { table.group_sums[i] = sum; });
+    }
+  });
+  team.wait();
+  double sum = 0;
+  team.each_warp([&](std::uint32_t) { sum = sum_values(team, table.group_sums, leaves); });
+  return sum;
+}
+
+// What the norms come to, by the block that is last.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE_CALLED inline void finish_norms(Team& team, const Launch& launch) {
+  const Table& table = launch.table;
+  DeviceState& state = *table.state;
+  const CallSettings call = describe_call(launch.options, state.counts, launch.replicas, launch.mean);
+  sum_arrays(team, table, table.slice_sums);
+  const double total = sum_all(team, table);
+  const double largest = launch.options.largest_norm;
+  if (call.clips && launch.options.clip == Clip::each) {
+    team.each([&](int thread) {
+      for (std::uint32_t i = static_cast<std::uint32_t>(thread); i < table.arrays_count; i += block_threads) {
+        const double norm = sqrt(team.fresh(table.array_sums + i)) * call.scale;
+        table.factors[i] = call.sign * (clip_factor(norm, largest) * call.scale);
+      }
+    });
+  }
+  team.once([&] {
+    state.norm = sqrt(total) * call.scale;
+    state.factor = call.sign * (clip_factor(state.norm, largest) * call.scale);
+    state.seen_not_finite = state.not_finite;
+    state.not_finite = 0;
+    state.skipped = launch.options.skips_not_finite && launch.alone && state.seen_not_finite != 0;
+    if (state.skipped) ++state.counts.skips;
+  });
+}
+
+// Sums the squares of all gradients, a leaf a warp; the last block finishes.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE inline void norms_block(Team& team, const Launch& launch) {
+  const Table& table = launch.table;
+  const CallSettings call = describe_call(launch.options, table.state->counts, launch.replicas, launch.mean);
+  const Stages stages = settings_of(launch.options, table.state->counts, call, Group(), 0).stages;
+  team.each_warp([&](std::uint32_t warp) {
+    const std::uint32_t warps = Team::warps * team.blocks();
+    for (std::uint32_t i = team.block() * Team::warps + warp; i < launch.slices; i += warps) {
+      const std::uint32_t slice = launch.first_slice + i;
+      const Slice here = table.slices[slice];
+      double* const sum = table.slice_sums + slice;
+      if (gradient_of(launch, 0, here.array).data == nullptr) {
+        team.by_one_of_warp([&] { *sum = 0; });
+      } else if (table.arrays[here.array].compute == compute_float64) {
+        norm_leaf<double>(team, launch, stages, here.array, here.number, sum);
+      } else {
+        norm_leaf<float>(team, launch, stages, here.array, here.number, sum);
+      }
+    }
+  });
+  if (team.is_last(table.state->blocks_done) && launch.last) finish_norms(team, launch);
+}
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -1,0 +1,207 @@
+#include "cuda/part.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "core/dtypes.hpp"
+
+namespace fusedstep {
+namespace {
+
+std::uint32_t slices_of(const Array& array) {
+  return static_cast<std::uint32_t>((array.size + slice_unit - 1) / slice_unit);
+}
+
+// Places for things one after another in one piece of memory.
+class Places {
+ public:
+  template <class T>
+  std::size_t add(std::size_t count) {
+    constexpr std::size_t alignment = 256;
+    const std::size_t place = end_;
+    end_ += (count * sizeof(T) + alignment - 1) / alignment * alignment;
+    return place;
+  }
+  std::size_t size() const { return end_; }
+
+ private:
+  std::size_t end_ = 0;
+};
+
+}  // namespace
+
+DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_stride, int rule_slots, bool accumulates,
+                       bool averages)
+    : device_(device),
+      arrays_(std::move(arrays)),
+      shared_slots_(std::make_shared<DeviceMemory>(
+          device,
+          std::max<std::size_t>(slot_stride * static_cast<std::size_t>(rule_slots + accumulates + averages), 1))),
+      slots_(*shared_slots_) {
+  std::vector<Slice> slices;
+  std::vector<LeafGroup> leaf_groups;
+  std::vector<std::uint32_t> groups_before = {0};
+  slices_before_ = {0};
+  constexpr std::size_t most = std::numeric_limits<std::uint32_t>::max();
+  for (std::size_t i = 0; i < arrays_.size(); ++i) {
+    const std::uint32_t count = slices_of(arrays_[i]);
+    if (arrays_[i].size / slice_unit + static_cast<std::int64_t>(slices.size()) > static_cast<std::int64_t>(most)) {
+      throw std::runtime_error("more than 2^44 elements on one device");
+    }
+    for (std::uint32_t k = 0; k < count; k += static_cast<std::uint32_t>(slice_unit)) {
+      const std::uint32_t left = count - k, unit = static_cast<std::uint32_t>(slice_unit);
+      leaf_groups.push_back({static_cast<std::uint32_t>(slices.size()) + k, std::min(left, unit)});
+    }
+    for (std::uint32_t k = 0; k < count; ++k) slices.push_back({static_cast<std::uint32_t>(i), k});
+    groups_before.push_back(static_cast<std::uint32_t>(leaf_groups.size()));
+    slices_before_.push_back(static_cast<std::uint32_t>(slices.size()));
+  }
+
+  // The sum over the arrays needs as many sums of leaves, too.
+  const std::size_t group_sums = std::max(leaf_groups.size(), arrays_.size() / slice_unit + 1);
+  Places places;
+  const std::size_t state_at = places.add<DeviceState>(1), arrays_at = places.add<Array>(arrays_.size()),
+                    slices_at = places.add<Slice>(slices.size()),
+                    before_at = places.add<std::uint32_t>(groups_before.size()),
+                    leaf_groups_at = places.add<LeafGroup>(leaf_groups.size()),
+                    slice_sums_at = places.add<double>(slices.size()),
+                    update_sums_at = places.add<double>(slices.size()), group_sums_at = places.add<double>(group_sums),
+                    array_sums_at = places.add<double>(arrays_.size()), factors_at = places.add<double>(arrays_.size());
+  shared_tables_ = std::make_shared<DeviceMemory>(device, places.size());
+  std::byte* const tables = shared_tables_->as<std::byte>();
+  const auto put = [&](std::size_t at, const auto& values) {
+    if (!values.empty()) devices()->write(device_, tables + at, values.data(), values.size() * sizeof(values[0]));
+  };
+  put(arrays_at, arrays_);
+  put(slices_at, slices);
+  put(before_at, groups_before);
+  put(leaf_groups_at, leaf_groups);
+  state_ = reinterpret_cast<DeviceState*>(tables + state_at);
+  write_counts(Counts());
+
+  table_.arrays = reinterpret_cast<const Array*>(tables + arrays_at);
+  table_.slices = reinterpret_cast<const Slice*>(tables + slices_at);
+  table_.groups_before = reinterpret_cast<const std::uint32_t*>(tables + before_at);
+  table_.leaf_groups = reinterpret_cast<const LeafGroup*>(tables + leaf_groups_at);
+  table_.state = state_;
+  int kind = 0;
+  const auto next_kind = [&] { return slots() + slot_stride * static_cast<std::size_t>(kind++); };
+  while (kind < rule_slots) {
+    const int k = kind;
+    table_.slots[k] = next_kind();
+  }
+  if (accumulates) table_.accumulator = next_kind();
+  if (averages) table_.average = next_kind();
+  table_.slice_sums = reinterpret_cast<double*>(tables + slice_sums_at);
+  table_.update_sums = reinterpret_cast<double*>(tables + update_sums_at);
+  table_.group_sums = reinterpret_cast<double*>(tables + group_sums_at);
+  table_.array_sums = reinterpret_cast<double*>(tables + array_sums_at);
+  table_.factors = reinterpret_cast<double*>(tables + factors_at);
+  table_.arrays_count = static_cast<std::uint32_t>(arrays_.size());
+  table_.groups_count = static_cast<std::uint32_t>(leaf_groups.size());
+}
+
+void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build) {
+  bool settings_changed = false;
+  for (Array& array : arrays_) {
+    settings_changed |= array.settings != build[array.owner].settings;
+    array.settings = build[array.owner].settings;
+  }
+  if (settings_changed) {
+    devices()->write(device_, const_cast<Array*>(table_.arrays), arrays_.data(), arrays_.size() * sizeof(Array));
+  }
+  const std::size_t bytes = groups.size() * sizeof(Group);
+  if (groups.size() == groups_.size() && std::memcmp(groups.data(), groups_.data(), bytes) == 0) return;
+  if (bytes > groups_memory_.size()) groups_memory_ = DeviceMemory(device_, bytes);
+  devices()->write(device_, groups_memory_.as<Group>(), groups.data(), bytes);
+  groups_ = groups;
+  table_.groups = groups_memory_.as<Group>();
+}
+
+// Whether there is nothing to do but the rule.
+bool DevicePart::is_bare(const DeviceStep& step) const {
+  const Options& o = step.options;
+  if (step.two_passes || step.replicas > 1 || step.mean || o.l2 != 0 || o.maximize || o.clip != Clip::none ||
+      o.clips_values || o.accumulation_steps > 1 || o.has_loss_scale || o.averages) {
+    return false;
+  }
+  if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0; })) return false;
+  return std::ranges::all_of(arrays_, [&](const Array& array) {
+    const Gradient& gradient = step.gradients[array.owner];
+    return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);
+  });
+}
+
+void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream) {
+  Launch& launch = launch_;
+  launch.table = table_;
+  launch.options = step.options;
+  std::copy_n(step.hyperparameters, max_hyperparameters, launch.hyperparameters);
+  launch.learning_rate = step.learning_rate;
+  launch.learning_rate_on_device = step.learning_rate_on_device;
+  launch.learning_rate_dtype = step.learning_rate_dtype;
+  launch.mean = step.mean;
+  launch.averages_only = averages_only;
+  launch.alone = step.alone;
+  launch.factor = step.factor;
+  launch.replicas = static_cast<std::uint32_t>(step.replicas);
+  const std::size_t at_once = most_gradients / step.replicas;
+  for (std::size_t begin = 0; begin == 0 || begin < arrays_.size(); begin += at_once) {
+    const std::size_t end = std::min(begin + at_once, arrays_.size());
+    launch.first_array = static_cast<std::uint32_t>(begin);
+    launch.arrays = static_cast<std::uint32_t>(end - begin);
+    launch.first_slice = slices_before_[begin];
+    launch.slices = slices_before_[end] - slices_before_[begin];
+    launch.last = end == arrays_.size();
+    for (std::size_t replica = 0; replica < step.replicas; ++replica) {
+      PackedGradient* const list = launch.gradients + replica * (end - begin);
+      for (std::size_t i = begin; i < end; ++i) {
+        const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].owner];
+        list[i - begin] = averages_only ? PackedGradient{0} : packed(gradient.data, gradient.dtype, false);
+      }
+    }
+    devices()->launch(device_, step.rule, kernel, launch, stream);
+  }
+}
+
+void DevicePart::launch_norms(const DeviceStep& step, void* stream) {
+  launch(step, Kernel::norms, false, stream);
+}
+
+void DevicePart::launch_update(const DeviceStep& step, void* stream) {
+  launch(step, is_bare(step) ? Kernel::bare : Kernel::staged, false, stream);
+  if (step.two_passes) launch(step, Kernel::second, false, stream);
+}
+
+void DevicePart::launch_averages(const DeviceStep& step, void* stream) {
+  launch(step, step.two_passes ? Kernel::second : Kernel::staged, true, stream);
+}
+
+bool DevicePart::read_sums(std::vector<double>& of_variables) {
+  std::vector<double> sums(arrays_.size());
+  if (!sums.empty()) devices()->read(device_, sums.data(), table_.array_sums, sums.size() * sizeof(double));
+  for (std::size_t i = 0; i < arrays_.size(); ++i) of_variables[arrays_[i].owner] = sums[i];
+  return read_state().seen_not_finite == 0;
+}
+
+DeviceState DevicePart::read_state() {
+  DeviceState state;
+  devices()->read(device_, &state, state_, sizeof(state));
+  return state;
+}
+
+void DevicePart::write_counts(const Counts& counts) {
+  devices()->write(device_, &state_->counts, &counts, sizeof(counts));
+}
+
+void DevicePart::write_learning_rate(double rate, bool capturing) {
+  if (capturing) {
+    devices()->write_during_capture(device_, &state_->learning_rate, &rate, sizeof(rate));
+  } else {
+    devices()->write(device_, &state_->learning_rate, &rate, sizeof(rate));
+  }
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,75 @@
+// What a plan has on one device: its tables and slots there, and how a step over them is launched. Host code, the
+// same over CUDA's devices and simulated ones.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/devices.hpp"
+
+namespace fusedstep {
+
+// A step as the host describes it to all devices.
+struct DeviceStep {
+  int rule;
+  bool two_passes;
+  const double* hyperparameters;
+  const Options& options;
+  double learning_rate;
+  const void* learning_rate_on_device;  // in its place, where it is not null
+  DType learning_rate_dtype;
+  const Gradient* gradients;  // `replicas` lists, one after another, of as many as the build has variables
+  std::size_t variables;
+  std::size_t replicas;
+  bool mean;
+  bool alone;     // this device has all variables
+  double factor;  // of all gradients together, where it has not
+};
+
+class DevicePart {
+ public:
+  // `arrays` are the build's on this device, in its order; their owners are their numbers in the build.
+  // A slot of any kind takes `slot_stride` bytes over all of them.
+  DevicePart(int device, std::vector<Array> arrays, std::size_t slot_stride, int rule_slots, bool accumulates,
+             bool averages);
+
+  int device() const { return device_; }
+  const std::vector<Array>& arrays() const { return arrays_; }
+  std::byte* slots() const { return slots_.as<std::byte>(); }
+  std::size_t slots_size() const { return slots_.size(); }
+  std::shared_ptr<DeviceMemory> share_slots() const { return shared_slots_; }
+  DeviceState* state() const { return state_; }
+  std::shared_ptr<DeviceMemory> share_tables() const { return shared_tables_; }
+
+  // What single variables have of their own from now on: `settings` for each of the build.
+  void configure(const std::vector<Group>& groups, const std::vector<Array>& build);
+
+  // The sums of the squares of all gradients, and what they come to where the device is alone.
+  void launch_norms(const DeviceStep& step, void* stream);
+  void launch_update(const DeviceStep& step, void* stream);
+  void launch_averages(const DeviceStep& step, void* stream);
+
+  // Waits. Adds the arrays' sums to those of the build's variables; false where a gradient was not finite.
+  bool read_sums(std::vector<double>& of_variables);
+  DeviceState read_state();
+  void write_counts(const Counts& counts);
+  void write_learning_rate(double rate, bool capturing);
+
+ private:
+  void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);
+  bool is_bare(const DeviceStep& step) const;
+
+  int device_;
+  std::vector<Array> arrays_;
+  std::vector<std::uint32_t> slices_before_;  // of each array
+  std::vector<Group> groups_;
+  Table table_ = {};
+  DeviceState* state_ = nullptr;
+  std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_;
+  DeviceMemory& slots_;
+  DeviceMemory groups_memory_;
+  Launch launch_ = {};  // the one that is made at a time
+};
+
+}  // namespace fusedstep

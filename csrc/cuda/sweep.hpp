@@ -1,0 +1,286 @@
+// The kernels that update, as functions of a team: the threads of a block on a GPU, or one after another in a
+// simulation of it. A block takes a slice, its threads take tiles of that.
+#pragma once
+
+#include "cuda/norm.hpp"
+#include "rules/coefficients.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+// What a block has made for the settings of the array at hand.
+struct Made {
+  std::uint32_t group;  // which settings; none at first
+  ComputeType compute;
+  CallSettings call;
+  Settings settings;
+  alignas(16) std::byte rule[max_rule_size];
+};
+constexpr std::uint32_t no_group = ~std::uint32_t{0};
+
+FUSEDSTEP_HOST_DEVICE inline double learning_rate_of(const Launch& launch) {
+  if (launch.learning_rate_on_device == nullptr) return launch.learning_rate;
+  double rate;
+  load(launch.learning_rate_on_device, launch.learning_rate_dtype, 0, &rate, Elements<1>());
+  return rate;
+}
+
+template <template <class> class R>
+FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array& array, Made& made) {
+  const Counts& counts = launch.table.state->counts;
+  made.group = array.settings;
+  made.compute = array.compute;
+  made.call = describe_call(launch.options, counts, launch.replicas, launch.mean);
+  made.settings =
+      settings_of(launch.options, counts, made.call, launch.table.groups[array.settings], learning_rate_of(launch));
+  if (launch.averages_only) {
+    made.settings.stages = {};
+    made.settings.stages.average = Average::keep;
+    made.settings.stages.average_overwrites = true;
+  }
+  const auto t = static_cast<std::uint64_t>(counts.updates + 1);
+  const double rate = made.settings.learning_rate;
+  if (array.compute == compute_float64) {
+    coefficients<R<double>>(launch.hyperparameters, rate, t, counts.carried, made.rule);
+  } else {
+    coefficients<R<float>>(launch.hyperparameters, rate, t, counts.carried, made.rule);
+  }
+}
+
+// Works through the elements [begin, end) of an array: `work(first, Elements<V>)` on neighbours that start at a
+// multiple of V elements in memory, of which the slice may have but a part.
+template <int V, class Work>
+FUSEDSTEP_HOST_DEVICE inline void for_tiles(const Array& array, int element_bytes, std::int64_t begin, std::int64_t end,
+                                            int thread, const Work& work) {
+  // A slice starts at a multiple of V from the start of its array.
+  const auto phase = static_cast<int>(reinterpret_cast<std::uintptr_t>(array.variable) /
+                                      static_cast<std::uintptr_t>(element_bytes) % V);
+  for (std::int64_t at = begin - phase + thread * V; at < end; at += block_threads * V) {
+    const std::int64_t before = begin - at, left = end - at;
+    work(at, Elements<V>{before > 0 ? static_cast<int>(before) : 0, left < V ? static_cast<int>(left) : V});
+  }
+}
+
+// The rule alone, where variable and gradient are stored alike.
+template <class Rule, class C, class Storage, int V, int... slot>
+FUSEDSTEP_HOST_DEVICE inline void bare_tile(const Rule& rule, const Launch& launch, const Array& array,
+                                            const void* gradient, std::int64_t begin, Elements<V> of,
+                                            std::integer_sequence<int, slot...>) {
+  Storage* const variable = static_cast<Storage*>(array.variable) + begin;
+  C p[V], g[V], s[sizeof...(slot) + 1][V];
+  load_values(variable, p, of);
+  load_values(static_cast<const Storage*>(gradient) + begin, g, of);
+  (load_values(slot_of<C>(launch.table.slots[slot], array) + begin, s[slot], of), ...);
+  FUSEDSTEP_UNROLLED
+  for (int i = 0; i < V; ++i) rule(p[i], g[i], s[slot][i]...);
+  store_values(p, variable, of);
+  (store_values(s[slot], slot_of<C>(launch.table.slots[slot], array) + begin, of), ...);
+}
+
+template <class Rule, class C, class Storage>
+FUSEDSTEP_HOST_DEVICE inline void bare_slice(const Launch& launch, const Made& made, const Array& array,
+                                             const void* gradient, std::int64_t begin, std::int64_t end, int thread) {
+  constexpr int V = widest_access / static_cast<int>(sizeof(Storage));
+  const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
+  for_tiles<V>(array, sizeof(Storage), begin, end, thread, [&](std::int64_t at, Elements<V> of) {
+    bare_tile<Rule, C, Storage>(rule, launch, array, gradient, at, of,
+                                std::make_integer_sequence<int, Rule::slots.count>());
+  });
+}
+
+template <Pass pass, class Rule, class C>
+FUSEDSTEP_HOST_DEVICE inline void staged_slice(const Launch& launch, const Made& made, const Flow& flow,
+                                               std::uint32_t index, std::int64_t begin, std::int64_t end, int thread) {
+  constexpr int V = widest_access / static_cast<int>(sizeof(C));
+  const Array& array = launch.table.arrays[index];
+  const int element_bytes = array.dtype == DType::float64 ? 8 : array.dtype == DType::float32 ? 4 : 2;
+  const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
+  for_tiles<V>(array, element_bytes, begin, end, thread, [&](std::int64_t at, Elements<V> of) {
+    Tile<Rule, C, V> tile(launch, rule, flow, index, at, of);
+    stage_tile<pass>(flow, tile, of);
+  });
+}
+
+FUSEDSTEP_HOST_DEVICE inline Flow flow_of(const Launch& launch, const Made& made, std::uint32_t index,
+                                          bool has_gradient) {
+  const Stages& stages = made.settings.stages;
+  const double* const factors = launch.table.factors;
+  Flow flow = {stages, stages.factor.coefficient, 0, has_gradient};
+  if (made.call.clips && launch.options.clip == Clip::each) flow.factor = factors[index];
+  if (made.call.clips && launch.options.clip == Clip::all) {
+    flow.factor = launch.alone ? launch.table.state->factor : launch.factor;
+  }
+  return flow;
+}
+
+// The counts after a call that was not left out.
+template <template <class> class R>
+FUSEDSTEP_HOST_DEVICE_CALLED inline void advance(const Launch& launch, DeviceState& state) {
+  if (launch.averages_only) return;
+  Counts& counts = state.counts;
+  const CallSettings call = describe_call(launch.options, counts, launch.replicas, launch.mean);
+  ++counts.calls;
+  if (!call.updating) return;
+  counts.carried =
+      carry<R<double>>(launch.hyperparameters, static_cast<std::uint64_t>(counts.updates + 1), counts.carried);
+  ++counts.updates;
+}
+
+// The ratios of norms between two passes, by the block that is last: first the variables' norms, then the updates'.
+template <class Team>
+FUSEDSTEP_HOST_DEVICE_CALLED inline void finish_ratios(Team& team, const Table& table) {
+  sum_arrays(team, table, table.slice_sums);
+  const auto for_arrays = [&](const auto& work) {
+    team.each([&](int thread) {
+      for (std::uint32_t i = static_cast<std::uint32_t>(thread); i < table.arrays_count; i += block_threads) work(i);
+    });
+    team.wait();
+  };
+  for_arrays([&](std::uint32_t i) { table.factors[i] = sqrt(team.fresh(table.array_sums + i)); });
+  sum_arrays(team, table, table.update_sums);
+  for_arrays([&](std::uint32_t i) {
+    table.factors[i] = norm_ratio(team.fresh(table.factors + i), sqrt(team.fresh(table.array_sums + i)));
+  });
+}
+
+// Elements of an array that a slice has.
+struct Span {
+  std::uint32_t index;  // of the array
+  std::int64_t begin, end;
+};
+
+FUSEDSTEP_HOST_DEVICE inline Span span_of(const Table& table, Slice slice) {
+  const std::int64_t size = table.arrays[slice.array].size;
+  const std::int64_t begin = static_cast<std::int64_t>(slice.number) * slice_unit;
+  return {slice.array, begin, size - begin < slice_unit ? size : begin + slice_unit};
+}
+
+FUSEDSTEP_HOST_DEVICE inline bool is_made_for(const Made& made, const Array& array) {
+  return made.group == array.settings && made.compute == array.compute;
+}
+
+template <class Rule, class C>
+FUSEDSTEP_HOST_DEVICE inline void bare_slice_of(const Launch& launch, const Made& made, const Span& span,
+                                                const void* gradient, int thread) {
+  const Array& array = launch.table.arrays[span.index];
+  if constexpr (sizeof(C) == 4) {
+    if (array.dtype == DType::bfloat16) {
+      return bare_slice<Rule, C, BFloat16>(launch, made, array, gradient, span.begin, span.end, thread);
+    }
+    if (array.dtype == DType::float16) {
+      return bare_slice<Rule, C, Float16>(launch, made, array, gradient, span.begin, span.end, thread);
+    }
+  }
+  bare_slice<Rule, C, C>(launch, made, array, gradient, span.begin, span.end, thread);
+}
+
+// One slice, the part of one thread of a block.
+template <Kernel kernel, class Rule, class C>
+FUSEDSTEP_HOST_DEVICE inline void take_slice(const Launch& launch, const Made& made, const Span& span,
+                                             const Gradient& gradient, int thread) {
+  if constexpr (kernel == Kernel::bare) {
+    bare_slice_of<Rule, C>(launch, made, span, gradient.data, thread);
+  } else {
+    constexpr Pass pass = kernel == Kernel::second ? Pass::second : Pass::only;
+    Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
+    if (pass == Pass::second) flow.update_factor = made.settings.learning_rate * launch.table.factors[span.index];
+    staged_slice<pass, Rule, C>(launch, made, flow, span.index, span.begin, span.end, thread);
+  }
+}
+
+// The same for a first pass, the part of one thread of a warp, which sums squares of the variable and the update.
+template <class Rule, class C>
+FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& made, const Span& span,
+                                              const Gradient& gradient, int thread, double* of_variable,
+                                              double* of_update) {
+  const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
+  const Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
+  constexpr int V = lanes_of_thread;
+  for (std::int64_t from = span.begin + thread * V; from < span.end; from += lanes) {
+    const auto of = elements_until<V>(from, span.end);
+    Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, of);
+    stage_tile<Pass::first>(flow, tile, of);
+    if (!tile.updates) continue;
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) {
+      const double p = tile.variable()[i], u = tile.update()[i];
+      if (!of.has(i)) continue;
+      of_variable[i] += p * p;
+      of_update[i] += u * u;
+    }
+  }
+}
+
+// The first of two passes: a slice by a warp.
+template <template <class> class R, class Team>
+FUSEDSTEP_HOST_DEVICE inline void first_pass(Team& team, const Launch& launch, Made* made_by_warps) {
+  const Table& table = launch.table;
+  team.each_warp([&](std::uint32_t warp) {
+    Made& made = made_by_warps[warp];
+    const std::uint32_t warps = Team::warps * team.blocks();
+    for (std::uint32_t i = team.block() * Team::warps + warp; i < launch.slices; i += warps) {
+      const std::uint32_t slice = launch.first_slice + i;
+      const Span span = span_of(table, table.slices[slice]);
+      const Array& array = table.arrays[span.index];
+      team.wait_in_warp();
+      if (i < warps || !is_made_for(made, array)) team.by_one_of_warp([&] { make<R>(launch, array, made); });
+      team.wait_in_warp();
+      const Gradient gradient = gradient_of(launch, 0, span.index);
+      const bool visited = gradient.data != nullptr || visits_without_gradient(made.settings.stages);
+      team.sum_two_lanes(
+          [&](int thread, double* of_variable, double* of_update) {
+            if (!visited) return;
+            if (array.compute == compute_float64) {
+              first_slice<R<double>, double>(launch, made, span, gradient, thread, of_variable, of_update);
+            } else {
+              first_slice<R<float>, float>(launch, made, span, gradient, thread, of_variable, of_update);
+            }
+          },
+          table.slice_sums + slice, table.update_sums + slice);
+    }
+  });
+}
+
+// The only pass, or the second one: a slice by a block.
+template <template <class> class R, Kernel kernel, class Team>
+FUSEDSTEP_HOST_DEVICE inline void last_pass(Team& team, const Launch& launch, Made& made) {
+  const Table& table = launch.table;
+  for (std::uint32_t i = team.block(); i < launch.slices; i += team.blocks()) {
+    const Span span = span_of(table, table.slices[launch.first_slice + i]);
+    const Array& array = table.arrays[span.index];
+    const Gradient gradient = gradient_of(launch, 0, span.index);
+    if (i == team.block() || !is_made_for(made, array)) team.once([&] { make<R>(launch, array, made); });
+    if (gradient.data == nullptr && !visits_without_gradient(made.settings.stages)) continue;
+    team.each([&](int thread) {
+      if (array.compute == compute_float64) {
+        take_slice<kernel, R<double>, double>(launch, made, span, gradient, thread);
+      } else {
+        take_slice<kernel, R<float>, float>(launch, made, span, gradient, thread);
+      }
+    });
+  }
+}
+
+template <template <class> class R, Kernel kernel>
+constexpr bool is_first_pass = takes_two_passes<R<float>> && kernel == Kernel::staged;
+
+// A kernel of a rule. `made` has room for one of each warp in a first pass.
+template <template <class> class R, Kernel kernel, class Team>
+FUSEDSTEP_HOST_DEVICE inline void sweep_block(Team& team, const Launch& launch, Made* made) {
+  DeviceState& state = *launch.table.state;
+  const bool left_out = launch.options.skips_not_finite && launch.alone && !launch.averages_only && state.skipped != 0;
+  if (!left_out) {
+    if constexpr (is_first_pass<R, kernel>) {
+      first_pass<R>(team, launch, made);
+    } else {
+      last_pass<R, kernel>(team, launch, *made);
+    }
+  }
+  if (!team.is_last(state.blocks_done) || !launch.last || left_out) return;
+  if constexpr (is_first_pass<R, kernel>) {
+    finish_ratios(team, launch.table);
+  } else {
+    team.once([&] { advance<R>(launch, state); });
+  }
+}
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

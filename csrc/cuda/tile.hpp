@@ -1,0 +1,238 @@
+// A tile that one thread of a GPU has in registers, and how it gets there: 16 bytes at a time where the address
+// allows.
+#pragma once
+
+#include <utility>
+
+#include "core/stages.hpp"
+#include "cuda/launch.hpp"
+
+namespace fusedstep::FUSEDSTEP_TARGET {
+
+// V neighbouring elements, of which those in [low, high) are meant: at the ends of a slice not all of them are its
+// own. Loops over them run over all V, which the compiler knows, so that they are unrolled and arrays of V are
+// registers; loads and stores leave the others alone.
+template <int V>
+struct Elements {
+  int low = 0, high = V;
+
+  FUSEDSTEP_HOST_DEVICE constexpr operator std::int64_t() const { return V; }
+  FUSEDSTEP_HOST_DEVICE bool all() const { return low == 0 && high == V; }
+  FUSEDSTEP_HOST_DEVICE bool has(int i) const { return low <= i && i < high; }
+};
+
+constexpr int widest_access = 16;  // bytes
+
+template <class Storage, int count>
+struct alignas(sizeof(Storage) * count) Packet {
+  Storage values[count];
+};
+
+// How many elements one access takes, of V.
+template <class Storage, int V>
+constexpr int packet_size =
+    V * sizeof(Storage) <= widest_access ? V : widest_access / static_cast<int>(sizeof(Storage));
+
+template <class Storage, int V>
+FUSEDSTEP_HOST_DEVICE inline bool takes_packets(const Storage* values, Elements<V> of) {
+  return of.all() && reinterpret_cast<std::uintptr_t>(values) % (packet_size<Storage, V> * sizeof(Storage)) == 0;
+}
+
+template <class Storage, class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elements<V> of) {
+  constexpr int n = packet_size<Storage, V>;
+  if (takes_packets(from, of)) {
+    FUSEDSTEP_UNROLLED
+    for (int k = 0; k < V / n; ++k) {
+      const Packet<Storage, n> packet = reinterpret_cast<const Packet<Storage, n>*>(from)[k];
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < n; ++i) to[k * n + i] = static_cast<C>(widen(packet.values[i]));
+    }
+  } else {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) to[i] = of.has(i) ? static_cast<C>(widen(from[i])) : C(0);
+  }
+}
+
+template <class Storage, class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void store_values(const C* from, Storage* to, Elements<V> of) {
+  constexpr int n = packet_size<Storage, V>;
+  if (takes_packets(to, of)) {
+    FUSEDSTEP_UNROLLED
+    for (int k = 0; k < V / n; ++k) {
+      Packet<Storage, n> packet;
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < n; ++i) narrow(from[k * n + i], packet.values[i]);
+      reinterpret_cast<Packet<Storage, n>*>(to)[k] = packet;
+    }
+  } else {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) {
+      if (of.has(i)) narrow(from[i], to[i]);
+    }
+  }
+}
+
+// The same as core/gather.hpp's, for registers.
+template <class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64_t begin, C* to, Elements<V> of) {
+  switch (dtype) {
+    case DType::float32: return load_values(static_cast<const float*>(from) + begin, to, of);
+    case DType::float64: return load_values(static_cast<const double*>(from) + begin, to, of);
+    case DType::float16: return load_values(static_cast<const Float16*>(from) + begin, to, of);
+    case DType::bfloat16: return load_values(static_cast<const BFloat16*>(from) + begin, to, of);
+  }
+}
+
+// Of a variable, which is stored in the compute type or in less.
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline void load_variable(const Array& array, std::int64_t begin, float* to, Elements<V> of) {
+  if (array.dtype == DType::float32) load_values(static_cast<const float*>(array.variable) + begin, to, of);
+  if (array.dtype == DType::float16) load_values(static_cast<const Float16*>(array.variable) + begin, to, of);
+  if (array.dtype == DType::bfloat16) load_values(static_cast<const BFloat16*>(array.variable) + begin, to, of);
+}
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline void load_variable(const Array& array, std::int64_t begin, double* to, Elements<V> of) {
+  load_values(static_cast<const double*>(array.variable) + begin, to, of);
+}
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline void store_variable(const float* from, const Array& array, std::int64_t begin,
+                                                 Elements<V> of) {
+  if (array.dtype == DType::float32) store_values(from, static_cast<float*>(array.variable) + begin, of);
+  if (array.dtype == DType::float16) store_values(from, static_cast<Float16*>(array.variable) + begin, of);
+  if (array.dtype == DType::bfloat16) store_values(from, static_cast<BFloat16*>(array.variable) + begin, of);
+}
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline void store_variable(const double* from, const Array& array, std::int64_t begin,
+                                                 Elements<V> of) {
+  store_values(from, static_cast<double*>(array.variable) + begin, of);
+}
+
+// An element of a gradient that has only some of its rows.
+template <class C>
+FUSEDSTEP_HOST_DEVICE_CALLED inline C value_of(const Gradient& gradient, std::int64_t element) {
+  const Rows& rows = *gradient.rows;
+  const std::int64_t row = first_row(rows, element);
+  if (row == rows.count || rows.indices[row] * rows.size > element) return 0;
+  C value;
+  load(gradient.data, gradient.dtype, (row - rows.indices[row]) * rows.size + element, &value, Elements<1>());
+  return value;
+}
+
+template <class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void load(const Gradient& gradient, std::int64_t begin, C* to, Elements<V> of) {
+  if (gradient.rows == nullptr) return load(gradient.data, gradient.dtype, begin, to, of);
+  FUSEDSTEP_UNROLLED
+  for (int i = 0; i < V; ++i) to[i] = of.has(i) ? value_of<C>(gradient, begin + i) : C(0);
+}
+
+FUSEDSTEP_HOST_DEVICE inline Gradient gradient_of(const Launch& launch, std::uint32_t replica, std::uint32_t array) {
+  return unpacked(launch.gradients[replica * launch.arrays + (array - launch.first_array)]);
+}
+
+template <class C>
+FUSEDSTEP_HOST_DEVICE inline C* slot_of(std::byte* kind, const Array& array) {
+  return reinterpret_cast<C*>(kind + array.slot_offset);
+}
+
+// The gradient of a tile up to the sum over calls.
+template <class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void gather_sum(const Launch& launch, const Stages& stages, std::uint32_t index,
+                                             std::int64_t begin, C* h, Elements<V> of) {
+  C more[V];
+  for (std::uint32_t replica = 0; replica < launch.replicas; ++replica) {
+    const Gradient gradient = gradient_of(launch, replica, index);
+    if (gradient.data == nullptr) continue;
+    load(gradient, begin, more, of);
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) h[i] = replica == 0 ? more[i] : h[i] + more[i];
+  }
+  if (stages.accumulation != Accumulation::off) {
+    load_values(slot_of<C>(launch.table.accumulator, launch.table.arrays[index]) + begin, more, of);
+  }
+  add_sum(stages, more, h, of);
+}
+
+// A tile on its way through the stages (core/stages.hpp). All that will be needed is loaded at once, so that the
+// accesses wait together.
+template <class Rule, class C, int V>
+class Tile {
+ public:
+  FUSEDSTEP_HOST_DEVICE Tile(const Launch& launch, const Rule& rule, const Flow& flow, std::uint32_t index,
+                             std::int64_t begin, Elements<V> of)
+      : launch_(launch), rule_(rule), array_(launch.table.arrays[index]), begin_(begin), of_(of) {
+    load_variable(array_, begin, p_, of);
+    if (!flow.has_gradient) return;
+    gather_sum(launch, flow.stages, index, begin, h_, of);
+    if (flow.stages.accumulation == Accumulation::add) return;
+    FUSEDSTEP_UNROLLED
+    for (int k = 0; k < slots; ++k) load_values(slot(launch.table.slots[k]), s_[k], of);
+  }
+
+  FUSEDSTEP_HOST_DEVICE C* variable() { return p_; }
+  FUSEDSTEP_HOST_DEVICE C* gather() { return h_; }
+  FUSEDSTEP_HOST_DEVICE void set_sum(const C* values) { store_values(values, slot(launch_.table.accumulator), of_); }
+  FUSEDSTEP_HOST_DEVICE void clear_sum() {
+    const C zeros[V] = {};
+    store_values(zeros, slot(launch_.table.accumulator), of_);
+  }
+  FUSEDSTEP_HOST_DEVICE void apply_rule(C* p, const C* h) {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) call(p[i], h[i], i, AllSlots());
+    store_slots();
+  }
+  FUSEDSTEP_HOST_DEVICE void first(C*, C* h) {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) h[i] = direction(h[i], i, AllSlots());
+    store_slots();
+    updates = true;
+  }
+  FUSEDSTEP_HOST_DEVICE void second(C* p, double factor) {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) p[i] = p[i] - static_cast<C>(factor) * again(i, AllSlots());
+  }
+  FUSEDSTEP_HOST_DEVICE void store(const C* p) { store_variable(p, array_, begin_, of_); }
+  FUSEDSTEP_HOST_DEVICE void as_stored(C* p) {
+    if (array_.dtype != dtype_of(C())) load_variable(array_, begin_, p, of_);
+  }
+  FUSEDSTEP_HOST_DEVICE C* average() {
+    load_values(slot(launch_.table.average), average_, of_);
+    return average_;
+  }
+  FUSEDSTEP_HOST_DEVICE void store_average() { store_values(average_, slot(launch_.table.average), of_); }
+
+  FUSEDSTEP_HOST_DEVICE const C* update() const { return h_; }  // after the first pass
+  bool updates = false;
+
+ private:
+  static constexpr int slots = Rule::slots.count;
+  using AllSlots = std::make_integer_sequence<int, slots>;
+
+  FUSEDSTEP_HOST_DEVICE C* slot(std::byte* kind) const { return slot_of<C>(kind, array_) + begin_; }
+  FUSEDSTEP_HOST_DEVICE void store_slots() {
+    FUSEDSTEP_UNROLLED
+    for (int k = 0; k < slots; ++k) store_values(s_[k], slot(launch_.table.slots[k]), of_);
+  }
+  template <int... k>
+  FUSEDSTEP_HOST_DEVICE void call(C& p, C g, [[maybe_unused]] int i, std::integer_sequence<int, k...>) {
+    rule_(p, g, s_[k][i]...);
+  }
+  template <int... k>
+  FUSEDSTEP_HOST_DEVICE C direction(C g, int i, std::integer_sequence<int, k...>) {
+    return rule_.direction(g, s_[k][i]...);
+  }
+  template <int... k>
+  FUSEDSTEP_HOST_DEVICE C again(int i, std::integer_sequence<int, k...>) {
+    return rule_.again(s_[k][i]...);
+  }
+
+  const Launch& launch_;
+  const Rule& rule_;
+  const Array& array_;
+  const std::int64_t begin_;
+  const Elements<V> of_;
+  C p_[V], h_[V], average_[V];
+  C s_[slots == 0 ? 1 : slots][V];
+};
+
+}  // namespace fusedstep::FUSEDSTEP_TARGET

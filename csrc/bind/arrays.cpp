@@ -255,6 +255,16 @@ bool read_array(PyObject* object, HeldView& view) {
   return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view);
 }
 
+bool is_array(PyObject* object) {
+  HeldView view;
+  return read_array(object, view);
+}
+
+bool is_on_device(PyObject* object) {
+  HeldView view;
+  return !PyFloat_Check(object) && read_array(object, view) && view.device != on_cpu;
+}
+
 bool is_immutable_view(PyObject* object) {
   return cupy_type != nullptr && PyObject_TypeCheck(object, cupy_type) != 0;
 }

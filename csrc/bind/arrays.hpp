@@ -80,6 +80,10 @@ inline bool read_plain_array(PyObject* object, ArrayView& view) {
 // whatever has DLPack's exchange API (PyTorch's tensors), is of CuPy, or has __cuda_array_interface__ or __dlpack__.
 bool read_array(PyObject* object, HeldView& view);
 
+// Whether read_array takes the object, and whether it is on a GPU.
+bool is_array(PyObject* object);
+bool is_on_device(PyObject* object);
+
 // Whether an object's array cannot change its memory, dtype or layout: who has seen it once need not look again.
 bool is_immutable_view(PyObject* object);
 

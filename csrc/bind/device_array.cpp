@@ -72,7 +72,7 @@ py::array DeviceArray::to_numpy() const {
 }
 
 void DeviceArray::assign(const py::array& values) const {
-  const py::array given = py::module_::import("numpy").attr("ascontiguousarray")(values, dtype());
+  const py::array given = py::module_::import("numpy").attr("asarray")(values, dtype(), py::arg("order") = "C");
   const bool same_shape = given.ndim() == static_cast<py::ssize_t>(shape_.size()) &&
                           std::equal(shape_.begin(), shape_.end(), given.shape());
   if (!same_shape) {

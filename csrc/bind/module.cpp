@@ -8,6 +8,7 @@
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
 #include "bind/simulate.hpp"
+#include "core/dtypes.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/pace.hpp"
 #include "cpu/run.hpp"
@@ -110,6 +111,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("thread_count", &thread_count);
   module.def("set_thread_count", &set_thread_count, py::arg("count"));
   module.def("round_to_float32", &round_to_float32, py::arg("x"));
+  module.def("is_array", [](py::handle object) { return is_array(object.ptr()); }, py::arg("object"));
+  module.def("is_on_device", [](py::handle object) { return is_on_device(object.ptr()); }, py::arg("object"));
   module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
   module.def("norm_of", &norm_of, py::arg("gradients"), py::arg("who"));
   module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
@@ -165,7 +168,13 @@ PYBIND11_MODULE(_native, module) {
       .def("index_of", &Plan::index_of, py::arg("variable"))
       .def("__len__", &Plan::count)
       .def("variable", &Plan::variable, py::arg("index"))
+      .def(
+          "shape", [](const Plan& plan, std::size_t index) { return py::tuple(py::cast(plan.shape(index))); },
+          py::arg("index"))
+      .def(
+          "dtype", [](const Plan& plan, std::size_t index) { return name_of(plan.dtype(index)); }, py::arg("index"))
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
+      .def("is_capturing", &Plan::is_capturing)
       .def("set_learning_rate", &Plan::set_learning_rate, py::arg("rate"))
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)

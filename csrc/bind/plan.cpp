@@ -273,6 +273,11 @@ std::vector<std::string> Plan::slot_names() const {
   return all_slot_names(rule());
 }
 
+std::vector<py::ssize_t> Plan::shape(std::size_t index) const {
+  const Built& built = built_.at(index);
+  return {shape_of(built), shape_of(built) + built.ndim};
+}
+
 py::object Plan::slot(std::size_t index, const std::string& name) const {
   const std::vector<std::string> all = slot_names();
   const auto found = std::ranges::find(all, name);
@@ -280,7 +285,7 @@ py::object Plan::slot(std::size_t index, const std::string& name) const {
   const auto kind = static_cast<std::size_t>(found - all.begin());
   const Array& array = arrays_.at(index);
   const Built& built = built_[index];
-  const std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
+  const std::vector<py::ssize_t> shape = this->shape(index);
   if (built.device != on_cpu) return slot_on_device(index, kind, shape);
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });

@@ -58,14 +58,17 @@ class Plan {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<std::string> slot_names() const;
   py::object slot(std::size_t index, const std::string& name) const;  // a NumPy array or a DeviceArray
-  Device device_of(std::size_t index) const { return built_.at(index).device; }
+  std::vector<py::ssize_t> shape(std::size_t index) const;
+  DType dtype(std::size_t index) const { return arrays_.at(index).dtype; }
 
   // Where a device decides they are read from there.
   const Counts& counts();
   void set_counts(const Counts& counts);
   bool skipped();     // whether the last call was left out
   py::object norm();  // of the gradients of the last call, where it was needed: a number, or an array on the device
-  // The learning rate of steps that were captured in a graph.
+  // Whether a step now would go into a graph, to run later.
+  bool is_capturing() const;
+  // The learning rate of steps that were captured in one.
   void set_learning_rate(double rate);
 
  private:

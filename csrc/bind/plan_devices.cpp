@@ -202,6 +202,10 @@ void Plan::finish_averages_on_devices(const Step& step) {
   }
 }
 
+bool Plan::is_capturing() const {
+  return std::ranges::any_of(parts_, [&](const auto& part) { return devices()->is_capturing(stream_of(*part)); });
+}
+
 const Counts& Plan::counts() {
   if (!counts_certain_) {
     const DeviceState state = parts_[0]->read_state();

@@ -24,11 +24,12 @@ py::list take_events() {
   return events;
 }
 
-DeviceArray array_on(int device, const py::array& values) {
+// A copy of an array, so many bytes behind an address that CUDA would give.
+DeviceArray array_on(int device, const py::array& values, std::size_t offset) {
   const auto bytes = static_cast<std::size_t>(values.nbytes());
-  auto memory = std::make_shared<DeviceMemory>(device, bytes);
+  auto memory = std::make_shared<DeviceMemory>(device, offset + bytes);
   const std::vector<py::ssize_t> shape(values.shape(), values.shape() + values.ndim());
-  void* const data = memory->as<void>();
+  void* const data = memory->as<std::byte>() + offset;
   HeldView view;
   if (!read_array(values.ptr(), view)) throw py::type_error("simulated arrays have the dtypes of variables");
   DeviceArray array(data, view.dtype, shape, device, std::move(memory));
@@ -42,7 +43,7 @@ void bind_simulation(py::module_& parent) {
   auto module = parent.def_submodule("simulation", "Simulated GPUs, for tests on machines that have none.");
   module.def("start", &simulate, py::arg("devices"), py::arg("blocks"));
   module.def("stop", [] { simulate(0, 0); });
-  module.def("array_on", &array_on, py::arg("device"), py::arg("values"));
+  module.def("array_on", &array_on, py::arg("device"), py::arg("values"), py::arg("offset") = 0);
   module.def("take_events", &take_events);
   module.def("begin_capture", [] { simulation->begin_capture(); });
   module.def("end_capture", [] { simulation->end_capture(); });

@@ -57,7 +57,7 @@ class Adjustments:
         """Return these and the change of some more variables, of the plans where there are some."""
         selectors = list(variables) if isinstance(variables, (list, tuple)) else [variables]
         for selector in selectors:
-            if not isinstance(selector, (str, re.Pattern, np.ndarray)):
+            if not isinstance(selector, (str, re.Pattern)) and not _native.is_array(selector):
                 kind = type(selector).__name__
                 raise TypeError(f"{who}: variables must be arrays or names, got {selector!r} of type {kind}")
             if plans and not any(_chosen(selector, plan) for plan in plans):
@@ -66,11 +66,14 @@ class Adjustments:
 
     def by_name(self) -> "Adjustments":
         """Return those that do not name arrays."""
-        return Adjustments(tuple(one for one in self.changes if not isinstance(one[0], np.ndarray)))
+        return Adjustments(tuple(one for one in self.changes if isinstance(one[0], (str, re.Pattern))))
 
     def without(self, plan: _native.Plan) -> "Adjustments":
         """Return those that do not name arrays of this plan."""
-        own = [isinstance(selector, np.ndarray) and plan.owns(selector) for selector, _ in self.changes]
+        own = [
+            not isinstance(selector, (str, re.Pattern)) and plan.owns(selector)
+            for selector, _ in self.changes
+        ]
         return Adjustments(tuple(one for one, mine in zip(self.changes, own, strict=True) if not mine))
 
     def of(self, plan: _native.Plan) -> dict[int, Change]:
@@ -98,8 +101,8 @@ class Adjustments:
 
 
 def _unknown(selector: Selector, plans: Sequence[_native.Plan]) -> str:
-    if isinstance(selector, np.ndarray):
-        return f"an array of shape {selector.shape} was never built; build(variables) adds new ones"
+    if not isinstance(selector, (str, re.Pattern)):
+        return f"an array of shape {tuple(selector.shape)} was never built; build(variables) adds new ones"
     names = [name for plan in plans for name in plan.names]
     close = difflib.get_close_matches(str(selector), names, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {names[:10]}"

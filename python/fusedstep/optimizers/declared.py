@@ -116,6 +116,9 @@ class Declared:
     def _check_together(self) -> None:
         """Raise where hyperparameters contradict each other."""
 
+    def _learning_rate_set(self) -> None:
+        """Act upon a learning rate that was set."""
+
     def _changed(self) -> None:
         """Act upon a hyperparameter that was set; what raises here undoes the change."""
 

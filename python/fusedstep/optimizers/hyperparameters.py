@@ -165,12 +165,13 @@ class LearningRate:
         self, instance: "Declared", value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any]"
     ) -> None:
         instance._values["learning_rate"] = self.check(value, type(instance).__name__)
+        instance._learning_rate_set()
 
     def check(self, value: Any, who: str) -> "float | AskedLearningRate":
         """Return a finite float, or what to ask at every step, or raise."""
         if isinstance(value, Mapping):
             value = deserialize(value)
-        if callable(value):
+        if callable(value) or _native.is_on_device(value):
             return AskedLearningRate(value)
         number = real(value, f"{who}: learning_rate")
         if not math.isfinite(number):
@@ -183,12 +184,14 @@ class AskedLearningRate:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.takes_step = callable(source) and takes_an_argument(source)
+        self.is_array = isinstance(source, np.ndarray) or _native.is_on_device(source)
+        self.takes_step = not self.is_array and takes_an_argument(source)
 
     def at(self, step: int, who: str) -> float:
         """Return the learning rate for the step."""
-        if isinstance(self.source, np.ndarray):
-            return real(self.source, f"{who}: learning_rate")
+        if self.is_array:
+            source = self.source if isinstance(self.source, np.ndarray) else float(self.source)
+            return real(source, f"{who}: learning_rate")
         value = self.source(step) if self.takes_step else self.source()
         return real(value, f"{who}: what the callable learning_rate returned")
 
@@ -200,7 +203,7 @@ class AskedLearningRate:
 
     def argument(self) -> Any:
         """Return what makes another one: the schedule, the callable, or the number now."""
-        return float(self.source) if isinstance(self.source, np.ndarray) else self.source
+        return float(self.source) if self.is_array else self.source
 
 
 def takes_an_argument(function: Callable[..., Any]) -> bool:

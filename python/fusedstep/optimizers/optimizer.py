@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.device_arrays import as_array_beside
 from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.declared import Declared
@@ -352,7 +353,7 @@ class Optimizer(Declared):
             return self._build_and_apply(grads, variables)
         if len(self._plans) > 1 and variables is not None:
             return self._apply_to_one_of_many(grads, variables)
-        return plan.step(grads, variables, self._learning_rate_at(plan.calls))
+        return plan.step(grads, variables, self._learning_rate_for(plan))
 
     def _apply_replicas(self, grads: Any, variables: Any, replicas: Iterable[Any], mean: bool) -> int:
         who = f"{type(self).__name__}.apply"
@@ -374,7 +375,7 @@ class Optimizer(Declared):
         if variables is not None:
             variables = _native.items_of(variables, f"{who}: variables")
             plan = next((p for p in self._plans if variables and p.owns(variables[0])), plan)
-        calls = plan.step(lists[0], variables, self._learning_rate_at(plan.calls), lists[1:], mean)
+        calls = plan.step(lists[0], variables, self._learning_rate_for(plan), lists[1:], mean)
         self._plan = plan
         return calls
 
@@ -436,7 +437,7 @@ class Optimizer(Declared):
         plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
         assert plan is not None
         try:
-            calls = plan.step(grads, arrays, self._learning_rate_at(plan.calls))
+            calls = plan.step(grads, arrays, self._learning_rate_for(plan))
         except ValueError:
             for position, array in enumerate(arrays):
                 if not plan.owns(array) and any(other.owns(array) for other in self._plans):
@@ -494,6 +495,20 @@ class Optimizer(Declared):
             return self.apply(in_order_of(list(arrays), gradients, who), list(arrays.values()))
         return self.apply(in_order_of(self._plan.names, gradients, who))
 
+    def _learning_rate_for(self, plan: _native.Plan) -> Any:
+        """Return what a step takes: a number, or an array on the variables' device."""
+        rate = self._values["learning_rate"]
+        if isinstance(rate, float):
+            return rate
+        if _native.is_on_device(rate.source):
+            return rate.source
+        if plan.is_capturing():
+            raise ValueError(
+                f"{type(self).__name__}.apply: learning_rate is a schedule or a callable, which a graph cannot"
+                " ask when it is replayed; set a number, and set it anew between replays"
+            )
+        return rate.at(plan.calls, type(self).__name__)
+
     # State.
 
     @property
@@ -504,12 +519,16 @@ class Optimizer(Declared):
         return self._plan.updates
 
     @property
-    def gradient_norm(self) -> float | None:
+    def gradient_norm(self) -> Any:
         """The Euclidean norm of all gradients of the last step together, before they were clipped.
 
-        None where it was not needed: without ``clipnorm``, ``global_clipnorm`` and ``skip_nonfinite``.
+        A float. Where the variables are on a GPU, an array without dimensions there: the last step's, until
+        the next one. None where it was not needed: without ``clipnorm``, ``global_clipnorm`` and
+        ``skip_nonfinite``.
         """
-        return self._plan.norm if self._plan is not None else None
+        if self._plan is None:
+            return None
+        return as_array_beside(self._plan.norm, self._plan.variable(0))
 
     @property
     def skipped(self) -> bool:
@@ -525,7 +544,7 @@ class Optimizer(Declared):
     def variables(self) -> list[Array]:
         """The optimizer's own arrays: every slot of every variable, in the order they were built."""
         return [
-            plan.slot(index, name)
+            as_array_beside(plan.slot(index, name), plan.variable(index))
             for plan in self._plans
             for index in range(len(plan))
             for name in plan.slot_names
@@ -540,7 +559,10 @@ class Optimizer(Declared):
         for plan in self._plans:
             if plan.owns(variable):
                 index = plan.index_of(variable)
-                return {name: plan.slot(index, name) for name in plan.slot_names}
+                return {
+                    name: as_array_beside(plan.slot(index, name), plan.variable(index))
+                    for name in plan.slot_names
+                }
         raise KeyError(f"{type(self).__name__}.slots: this array was never built; build(variables) first")
 
     def state_dict(self) -> dict[str, Any]:
@@ -654,6 +676,12 @@ class Optimizer(Declared):
             return self._carried[-1].calls if self._carried else 0
         return self._plan.calls
 
+    def _learning_rate_set(self) -> None:
+        rate = self._values["learning_rate"]
+        if isinstance(rate, float):
+            for plan in self._plans:
+                plan.set_learning_rate(rate)
+
     def _changed(self) -> None:
         for plan in self._plans:
             self._check_rounded([plan.variable(index) for index in range(len(plan))])
@@ -689,7 +717,7 @@ class Optimizer(Declared):
 
     def _check_rounded(self, arrays: Iterable[Any]) -> None:
         """Raise where a hyperparameter does not survive rounding to the compute type."""
-        if all(getattr(array, "dtype", None) == np.float64 for array in arrays):
+        if all(str(getattr(array, "dtype", "")).endswith("float64") for array in arrays):
             return
         for name, parameter in self._hyperparameters.items():
             if isinstance(parameter, Hyperparameter):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.device_arrays import copied, write
 from fusedstep.optimizers.adjustments import Change
 
 
@@ -32,7 +33,7 @@ class VariableState:
 
     shape: tuple[int, ...]
     dtype: str
-    slots: dict[str, npt.NDArray[Any]]
+    slots: dict[str, Any]  # NumPy arrays, or what is on a device
 
     def differences(self, live: "VariableState", label: str) -> Iterator[str]:
         """Say why the live one cannot take this one's slots."""
@@ -83,7 +84,7 @@ class PlanState:
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""
         variables = [
-            VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
+            VariableState(live.shape, live.dtype, {name: copied(slot) for name, slot in live.slots.items()})
             for live in _live(plan)
         ]
         return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
@@ -111,7 +112,7 @@ class PlanState:
         for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
             assert ours is not None
             for name, slot in live.slots.items():
-                slot[...] = ours.slots[name]
+                write(slot, ours.slots[name])
         for name in SCALARS:
             setattr(plan, name, self.scalars[name])
 
@@ -182,8 +183,8 @@ def _live(plan: _native.Plan) -> list[VariableState]:
     """The variables of a plan, with the slots themselves."""
     return [
         VariableState(
-            plan.variable(index).shape,
-            str(plan.variable(index).dtype),
+            plan.shape(index),
+            plan.dtype(index),
             {name: plan.slot(index, name) for name in plan.slot_names},
         )
         for index in range(len(plan))

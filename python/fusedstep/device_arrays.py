@@ -1,0 +1,35 @@
+"""Arrays on GPUs: from the extension's own view of their memory to the arrays of a library, and to NumPy's."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedstep._native import DeviceArray
+
+
+def as_array_beside(memory: Any, variable: Any) -> Any:
+    """Return memory on a GPU as an array of the variable's library, without a copy; NumPy arrays as they are.
+
+    A library that cannot take it over (there is no from_dlpack) gets the memory itself, which speaks
+    ``__dlpack__`` and ``__cuda_array_interface__``.
+    """
+    if not isinstance(memory, DeviceArray):
+        return memory
+    library = sys.modules.get(type(variable).__module__.partition(".")[0])
+    take_over = getattr(library, "from_dlpack", None)
+    return memory if take_over is None else take_over(memory)
+
+
+def copied(array: npt.NDArray[Any] | DeviceArray) -> npt.NDArray[Any]:
+    """Return a copy in NumPy's memory."""
+    return array.copy()
+
+
+def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> None:
+    """Put values into an array."""
+    if isinstance(array, DeviceArray):
+        array.assign(np.asarray(values))
+    else:
+        array[...] = values

@@ -622,7 +622,7 @@ def test_build_info() -> None:
     assert set(info) == {"version", "compiler", "target", "targets", "openmp", "num_threads", "cuda"}
     assert info["version"] == fusedstep.__version__
     assert info["targets"][info["target"]] is True
-    assert info["cuda"] is False
+    assert info["cuda"] == (fusedstep._native.cuda_version or None)
     assert info["num_threads"] == fusedstep.get_num_threads() >= 1
 
 

@@ -1,11 +1,12 @@
-"""Steps on a simulated GPU: the kernels' own functions over a grid of threads that take turns, and the host's work.
+"""Steps on a simulated GPU: the kernels' own functions, over a grid of threads that take turns.
 
-What these tests see holds for every GPU, but for CUDA itself: whether nvcc compiles the same, and what the hardware
-does with many threads at once, is for tests on one (``pytest -m gpu``).
+What these tests see holds for every GPU, but for CUDA itself: whether nvcc compiles the same, and what the
+hardware does with many threads at once, is for tests on one (``pytest -m gpu``).
 """
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_the_norm_stays_there(clip: dict[str, Any], gpus: None) -> None:
         reference.apply(grads)
     norm = optimizer.gradient_norm
     assert isinstance(norm, DeviceArray)
-    assert (norm.shape, norm.dtype) == ((), np.float64)
+    assert norm.shape == ()
+    assert norm.dtype == np.float64
     assert norm.copy() == reference.norm
 
 
@@ -156,7 +158,11 @@ def test_many_arrays(count: int, gpus: None) -> None:
     variables = [random_array(rng, number % 4, np.float32) for number in range(count)]
     here = [variable.copy() for variable in variables]
     grads = [random_array(rng, number % 4, np.float32) for number in range(count)]
-    for arguments, each in (({}, ["bare"]), ({"global_clipnorm": 0.1}, ["norms", "staged"])):
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["bare"]),
+        ({"global_clipnorm": 0.1}, ["norms", "staged"]),
+    ]
+    for arguments, each in cases:
         optimizer, twin = Adam(0.01, **arguments), Adam(0.01, **arguments)
         on_gpu, given = put(here), put(grads)
         optimizer.build(on_gpu)
@@ -210,7 +216,11 @@ def test_odd_offsets(dtype: Any, options: dict[str, Any], gpus: None) -> None:
 def test_a_replayed_graph_trains_on(gpus: None) -> None:
     """Counts, sums over calls, skips and the learning rate advance on the device."""
     rng = np.random.default_rng(8)
-    options = {"gradient_accumulation_steps": 2, "skip_nonfinite": True, "use_ema": True}
+    options: dict[str, Any] = {
+        "gradient_accumulation_steps": 2,
+        "skip_nonfinite": True,
+        "use_ema": True,
+    }
     optimizer, variable = Nadam(0.01, **options), random_array(rng, 5000, np.float32)
     on_gpu, gradient = simulation.array_on(0, variable), simulation.array_on(0, np.ones(5000, np.float32))
     reference = Reference(optimizer, [variable])
@@ -241,9 +251,7 @@ def test_a_schedule_cannot_be_captured(gpus: None) -> None:
     on_gpu, gradient = put([np.ones(3), np.ones(3)])
     optimizer.build([on_gpu])
     simulation.begin_capture()
-    with pytest.raises(
-        ValueError, match="SGD.apply: learning_rate is a schedule or a callable, which a graph"
-    ):
+    with pytest.raises(ValueError, match="learning_rate is a schedule or a callable, which a graph"):
         optimizer.apply([gradient], [on_gpu])
     simulation.end_capture()
     assert optimizer.apply([gradient], [on_gpu]) == 1
@@ -323,7 +331,7 @@ def test_state_moves_between_cpu_and_gpu(cls: type[Optimizer], gpus: None) -> No
 
 def test_settings_replicas_and_final_averages(gpus: None) -> None:
     rng = np.random.default_rng(11)
-    options = {"use_ema": True, "weight_decay": 0.1}
+    options: dict[str, Any] = {"use_ema": True, "weight_decay": 0.1}
     variables = [random_array(rng, 5000, np.float32) for _ in range(3)]
     here, there = Adam(0.01, **options), Adam(0.01, **options)
     on_cpu, on_gpu = [variable.copy() for variable in variables], put(variables)
@@ -399,9 +407,8 @@ def test_refusals_change_nothing(variable: Any, gradient: Any, sentence: str, gp
     good = simulation.array_on(0, np.ones(3, np.float32))
     bad = variable()
     optimizer = Adam(0.1)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         optimizer.apply([gradient(), simulation.array_on(0, np.ones(3, np.float32))], [bad, good])
-    assert sentence in str(caught.value)
     assert good.copy().tolist() == [1, 1, 1]
     assert optimizer.iterations == 0
 
@@ -439,5 +446,5 @@ def test_without_a_gpu_the_sentence_says_why() -> None:
     simulation.stop()
     if _native.cuda_version:
         pytest.skip("there may be a GPU")
-    with pytest.raises(RuntimeError, match="is a GPU array .*, but this build has no CUDA kernels"):
+    with pytest.raises(RuntimeError, match=r"is a GPU array .*, but this build has no CUDA kernels"):
         fusedstep.SGD(0.1).apply([on_gpu], [on_gpu])

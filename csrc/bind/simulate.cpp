@@ -6,6 +6,8 @@
 namespace fusedstep {
 namespace {
 
+struct SimulationInPython {};
+
 // The one in use; null where there is none.
 Simulation* simulation = nullptr;
 
@@ -39,15 +41,15 @@ DeviceArray array_on(int device, const py::array& values, std::size_t offset) {
 
 }  // namespace
 
-void bind_simulation(py::module_& parent) {
-  auto module = parent.def_submodule("simulation", "Simulated GPUs, for tests on machines that have none.");
-  module.def("start", &simulate, py::arg("devices"), py::arg("blocks"));
-  module.def("stop", [] { simulate(0, 0); });
-  module.def("array_on", &array_on, py::arg("device"), py::arg("values"), py::arg("offset") = 0);
-  module.def("take_events", &take_events);
-  module.def("begin_capture", [] { simulation->begin_capture(); });
-  module.def("end_capture", [] { simulation->end_capture(); });
-  module.def("replay", [] { simulation->replay(); });
+void bind_simulation(py::module_& module) {
+  py::class_<SimulationInPython>(module, "simulation")
+      .def_static("start", &simulate, py::arg("devices"), py::arg("blocks"))
+      .def_static("stop", [] { simulate(0, 0); })
+      .def_static("array_on", &array_on, py::arg("device"), py::arg("values"), py::arg("offset") = 0)
+      .def_static("take_events", &take_events)
+      .def_static("begin_capture", [] { simulation->begin_capture(); })
+      .def_static("end_capture", [] { simulation->end_capture(); })
+      .def_static("replay", [] { simulation->replay(); });
 }
 
 }  // namespace fusedstep

@@ -115,7 +115,7 @@ class Plan:
     @property
     def slot_names(self) -> list[str]: ...
 
-class simulation:  # a submodule
+class simulation:  # noqa: N801
     @staticmethod
     def start(devices: int, blocks: int) -> None: ...
     @staticmethod

@@ -1,4 +1,4 @@
-"""Arrays on GPUs: from the extension's own view of their memory to the arrays of a library, and to NumPy's."""
+"""Arrays on GPUs: from the extension's view of their memory to those of a library, and to NumPy's."""
 
 import sys
 from typing import Any

@@ -19,7 +19,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``version``; ``compiler``; ``target``, the instruction set in use; ``targets``, each one of
-        this build, best first, and whether this CPU runs it; ``openmp``; ``num_threads``; ``cuda``.
+        this build, best first, and whether this CPU runs it; ``openmp``; ``num_threads``; ``cuda``, the
+        version of CUDA that kernels were compiled with, or None.
 
     The target is the best one that the CPU runs. The environment variable ``FUSEDSTEP_TARGET``, read
     at import, names another. All targets compute the same bits.
@@ -35,7 +36,7 @@ def build_info() -> dict[str, Any]:
         "targets": _native.targets(),
         "openmp": _native.openmp,
         "num_threads": _native.thread_count(),
-        "cuda": False,
+        "cuda": _native.cuda_version or None,
     }
 
 

@@ -6,7 +6,7 @@ From a class's declarations follow its ``__init__``, signature, ``repr``, ``get_
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -138,12 +138,18 @@ def hyperparameter(
     )
 
 
+class SupportsDlpack(Protocol):
+    """An array of any library, on a GPU."""
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
 class LearningRate:
     """The learning rate: a number, or something that is asked at every step.
 
     A schedule may be given by its configuration. A callable gets the number of calls so far, or nothing
     where it requires no argument. An array without dimensions is read anew, so whoever shares it can
-    change it.
+    change it; one on the variables' GPU is read there.
     """
 
     def __init__(self, *, default: float, kw_only: bool) -> None:
@@ -162,7 +168,9 @@ class LearningRate:
         return instance._learning_rate_at(instance._calls())
 
     def __set__(
-        self, instance: "Declared", value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any]"
+        self,
+        instance: "Declared",
+        value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any] | SupportsDlpack",
     ) -> None:
         instance._values["learning_rate"] = self.check(value, type(instance).__name__)
         instance._learning_rate_set()

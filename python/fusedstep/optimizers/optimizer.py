@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import numpy as np  # noqa: F401  (for the examples)
 import numpy.typing as npt
 
 from fusedstep import _native
@@ -34,6 +34,13 @@ class Optimizer(Declared):
     and writeable; a step updates them in place. Gradients are arrays of any of these dtypes and of
     their variable's shape. Slots, the optimizer's own arrays, are float64 for float64 variables and
     float32 for all others, which is also what the step computes in.
+
+    In the place of NumPy's, arrays of any library that shows its memory by DLPack or
+    ``__cuda_array_interface__``: PyTorch's tensors, and, in a build with CUDA, CuPy's arrays and all others
+    on GPUs. Gradients are on their variable's device. A step over arrays on one GPU is put on the stream
+    that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
+    so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
+    decide. Sparse gradients, ``lazy`` and custom rules are for arrays on the CPU.
 
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
@@ -328,13 +335,15 @@ class Optimizer(Declared):
             mean: whether replicas are averaged instead.
 
         Returns:
-            The number of calls so far, for these variables.
+            The number of calls so far, for these variables. (On a GPU with ``skip_nonfinite`` it may
+            count calls that were left out: to know, the host would have to wait.)
 
         Raises:
             TypeError: an object is no array, or of another dtype than the four.
             ValueError: shapes differ, all gradients are None, an array was never built, memory is shared,
                 or the learning rate is not finite.
-            RuntimeError: an array is on a GPU, or another thread is in the middle of a step.
+            RuntimeError: an array is on a GPU that this build or machine has no use for, or another thread
+                is in the middle of a step.
 
         >>> from fusedstep import SGD
         >>> w = np.ones(3, dtype=np.float32)
@@ -504,8 +513,8 @@ class Optimizer(Declared):
             return rate.source
         if plan.is_capturing():
             raise ValueError(
-                f"{type(self).__name__}.apply: learning_rate is a schedule or a callable, which a graph cannot"
-                " ask when it is replayed; set a number, and set it anew between replays"
+                f"{type(self).__name__}.apply: learning_rate is a schedule or a callable, which a graph"
+                " cannot ask when it is replayed; set a number, and set it anew between replays"
             )
         return rate.at(plan.calls, type(self).__name__)
 

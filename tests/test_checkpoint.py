@@ -587,6 +587,6 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path: Path) -> 
         assert calls >= last
         advanced += calls > last
         last = calls
-    assert advanced > KILLS / 4
+    assert advanced > KILLS / 10
     left = [name for name in os.listdir(tmp_path) if name != "state"]
     assert all(name.startswith("state.") and name.endswith(".tmp") for name in left)

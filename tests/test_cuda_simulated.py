@@ -351,6 +351,21 @@ def test_settings_replicas_and_final_averages(gpus: None) -> None:
     assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, on_cpu, strict=True))
 
 
+def test_replicas_of_many_arrays(gpus: None) -> None:
+    """Gradients of all replicas share a kernel's parameters: half the arrays a launch, of two."""
+    rng = np.random.default_rng(12)
+    variables = [random_array(rng, 3, np.float32) for _ in range(2500)]
+    replicas = [[random_array(rng, 3, np.float32) for _ in variables] for _ in range(2)]
+    optimizer, on_gpu = SGD(0.1), put(variables)
+    optimizer.build(on_gpu)
+    given = [put(one) for one in replicas]
+    simulation.take_events()
+    optimizer.apply(replicas=given)
+    assert kernels() == ["staged", "staged"]
+    SGD(0.1).apply(variables=variables, replicas=replicas)
+    assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, variables, strict=True))
+
+
 class Strided:
     """An array over a simulated GPU's memory that is not contiguous, by the interface that Numba uses."""
 

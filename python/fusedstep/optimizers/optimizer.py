@@ -508,7 +508,7 @@ class Optimizer(Declared):
         """Return what a step takes: a number, or an array on the variables' device."""
         rate = self._values["learning_rate"]
         if isinstance(rate, float):
-            return rate
+            return self._learning_rate_at(0)  # whatever the calls, of which a device might have to be asked
         if _native.is_on_device(rate.source):
             return rate.source
         if plan.is_capturing():
@@ -516,7 +516,7 @@ class Optimizer(Declared):
                 f"{type(self).__name__}.apply: learning_rate is a schedule or a callable, which a graph"
                 " cannot ask when it is replayed; set a number, and set it anew between replays"
             )
-        return rate.at(plan.calls, type(self).__name__)
+        return self._learning_rate_at(plan.calls)
 
     # State.
 

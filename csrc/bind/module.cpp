@@ -128,9 +128,25 @@ PYBIND11_MODULE(_native, module) {
 
   py::class_<VariableSettings>(module, "VariableSettings")
       .def(py::init([](double multiplier, double weight_decay, bool frozen) {
-             return VariableSettings{{multiplier, weight_decay}, frozen};
+             VariableSettings settings;
+             settings.multiplier = multiplier;
+             settings.weight_decay = weight_decay;
+             settings.frozen = frozen;
+             return settings;
            }),
            py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
+
+  py::class_<Group>(module, "Group")
+      .def(py::init([](double learning_rate, double weight_decay, double l2, const std::vector<double>& hyperparameters,
+                       std::int64_t behind, double carried) {
+             Group group = {learning_rate, weight_decay, true, l2, {}, behind, carried};
+             for (std::size_t k = 0; k < hyperparameters.size(); ++k) {
+               group.hyperparameters[k] = hyperparameters[k];
+             }
+             return group;
+           }),
+           py::arg("learning_rate"), py::arg("weight_decay"), py::arg("l2"), py::arg("hyperparameters"),
+           py::arg("behind"), py::arg("carried"));
 
   py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
       .def(py::init())
@@ -150,6 +166,8 @@ PYBIND11_MODULE(_native, module) {
            py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none())
       .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
            py::arg("settings"))
+      .def("set_groups", &Plan::set_groups, py::arg("groups"), py::arg("of"))
+      .def("carried_of", &Plan::carried_of, py::arg("group"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),
            py::arg("replicas") = py::none(), py::arg("mean") = false)
       .def("finish_averages", &Plan::finish_averages)

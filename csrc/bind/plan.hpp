@@ -39,6 +39,11 @@ class Plan {
   void configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
                  const Options& options, const std::vector<VariableSettings>& settings);
 
+  // Makes `groups`, which are apart, what variables may have of their own; `of` says which each variable is of, None
+  // that this stays as it was.
+  void set_groups(std::vector<Group> groups, const std::optional<std::vector<std::size_t>>& of);
+  double carried_of(std::size_t group) const { return groups_.at(group).carried; }
+
   // One update of the variables that have a gradient; of all that were built if `variables` is None.
   // With replicas, `grads` and each of them are lists of gradients that are summed, or averaged if `mean`.
   // Returns the number of calls so far.
@@ -110,7 +115,7 @@ class Plan {
   void take_all(Call& call, std::vector<Items>& others);
   void describe_settings(double learning_rate, std::size_t replicas, bool mean);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
-  void carry_on(const Step& step);
+  void carry_on();
   bool run_timed(Step step, Call& call, bool check);
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);

@@ -263,7 +263,10 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
       baseline::describe_call(options_, counts, static_cast<std::uint32_t>(replicas), mean);
   settings_.clear();
   for (const Group& group : groups_) {
-    settings_.push_back(baseline::settings_of(options_, counts, call, group, learning_rate));
+    Settings& settings = settings_.emplace_back(baseline::settings_of(options_, counts, call, group, learning_rate));
+    settings.hyperparameters = group.apart ? group.hyperparameters : hyperparameters_;
+    settings.t = static_cast<std::uint64_t>(counts.updates + 1 - group.behind);
+    settings.carried = group.apart ? group.carried : counts.carried;
   }
   norms_.clip = call.clips ? options_.clip : Clip::none;
   norms_.largest = options_.largest_norm;
@@ -277,11 +280,8 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   describe_settings(learning_rate, replicas, mean);
   Step step = {};
   step.rule = rule_;
-  step.hyperparameters = hyperparameters_;
-  step.t = static_cast<std::uint64_t>(counts.updates + 1);
   step.settings = settings_.data();
   step.settings_count = settings_.size();
-  step.carried = counts.carried;
   step.arrays = arrays_.data();
   step.gradients = gradients_.data();
   step.replicas = 1;
@@ -297,11 +297,15 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   return step;
 }
 
-void Plan::carry_on(const Step& step) {
+void Plan::carry_on() {
   const auto carry = rule().carry;
   if (carry == nullptr) return;
   const DefaultFloatEnvironment environment;
-  counts.carried = carry(step.hyperparameters, step.t, step.carried);
+  for (std::size_t k = 0; k < groups_.size(); ++k) {
+    const Settings& settings = settings_[k];
+    (groups_[k].apart ? groups_[k].carried : counts.carried) =
+        carry(settings.hyperparameters, settings.t, settings.carried);
+  }
 }
 
 // Runs a step, on the clock; with arrays that were not looked at yet if `check`. False, with nothing changed,
@@ -356,7 +360,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
   }
   ++counts.calls;
   if (counts.calls % options_.accumulation_steps == 0) {
-    carry_on(step);
+    carry_on();
     ++counts.updates;
   }
   return true;

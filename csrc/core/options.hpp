@@ -31,6 +31,12 @@ struct Options {
 struct Group {
   double multiplier = 1;  // of the learning rate
   double weight_decay = 0;
+  // What an `apart` group has of its own, not of the build: PyTorch's have, and count updates for each parameter.
+  bool apart = false;
+  double l2 = 0;
+  double hyperparameters[max_hyperparameters] = {};
+  std::int64_t behind = 0;  // updates of the build that its variables had no part in
+  double carried = 1;       // what the rule carries from update to update
 };
 
 // How far a build has come.
@@ -78,7 +84,8 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
                                            : Accumulation::add;
   stages.factor = {call.accumulating || call.unscales || call.clips || options.maximize, call.sign * call.scale};
   stages.clip = {options.clips_values, options.largest_value};
-  stages.l2 = {options.l2 != 0, options.l2};
+  const double l2 = group.apart ? group.l2 : options.l2;
+  stages.l2 = {l2 != 0, l2};
   stages.decay = {group.weight_decay != 0, group.weight_decay * settings.learning_rate};
   stages.average = !options.averages ? Average::off : counts.updates == 0 ? Average::start : Average::move;
   stages.average_momentum = options.average_momentum;

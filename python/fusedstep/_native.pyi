@@ -38,6 +38,17 @@ class Options:
 class VariableSettings:
     def __init__(self, multiplier: float, weight_decay: float, frozen: bool) -> None: ...
 
+class Group:
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        l2: float,
+        hyperparameters: list[float],
+        behind: int,
+        carried: float,
+    ) -> None: ...
+
 class Pace:
     def __init__(self) -> None: ...
     def is_long(self, cost: int) -> bool: ...
@@ -75,6 +86,8 @@ class Plan:
         options: Options,
         settings: list[VariableSettings],
     ) -> None: ...
+    def set_groups(self, groups: list[Group], of: list[int] | None) -> None: ...
+    def carried_of(self, group: int) -> float: ...
     def step(
         self,
         grads: object,

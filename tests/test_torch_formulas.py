@@ -1,4 +1,4 @@
-"""fusedstep.torch: the numbers, step by step against PyTorch's own classes and fusedstep's on NumPy arrays."""
+"""fusedstep.torch: the numbers, step by step, against PyTorch's classes and those on NumPy arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import fusedstep  # noqa: E402
 import fusedstep.torch as adapted  # noqa: E402
 
-# The configurations that PyTorch tests its optimizers with on a CPU (torch/testing/_internal/common_optimizers.py).
+# What PyTorch tests its optimizers with on a CPU (torch/testing/_internal/common_optimizers.py).
 CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
     "Adadelta": [
         {},
@@ -115,13 +115,12 @@ def set_gradients(params: list[Any], step: int, missing: bool = True) -> None:
         p.grad = None if late else gradient
 
 
-def assert_same_state(ours: Any, theirs: Any, our_params: list[Any], their_params: list[Any], tol: float) -> None:
-    for p, q in zip(our_params, their_params, strict=True):
+def assert_same_state(ours: Any, theirs: Any, both: list[tuple[Any, Any]], tolerance: float) -> None:
+    for p, q in both:
         assert ours.state[p].keys() == theirs.state[q].keys()
         for key, value in theirs.state[q].items():
-            torch.testing.assert_close(
-                ours.state[p][key].to(value.dtype), value, rtol=tol, atol=tol, msg=lambda text: f"{key}: {text}"
-            )
+            our_value = ours.state[p][key].to(value.dtype)
+            torch.testing.assert_close(our_value, value, rtol=tolerance, atol=tolerance)
 
 
 @every_case
@@ -140,7 +139,8 @@ def test_as_pytorch_step_by_step(name: str, arguments: dict[str, Any], dtype: An
         their_optimizer.step()
         for p, q in zip(ours, theirs, strict=True):
             torch.testing.assert_close(p.detach(), q.detach(), rtol=tolerance, atol=tolerance)
-    assert_same_state(our_optimizer, their_optimizer, ours, theirs, 10 * tolerance)
+    both = list(zip(ours, theirs, strict=True))
+    assert_same_state(our_optimizer, their_optimizer, both, 10 * tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -194,7 +194,7 @@ def strided_parameter(p: Any) -> Any:
     return torch.nn.Parameter(memory[..., ::2])
 
 
-# Layouts of parameter and gradient that differ from a plain one: PyTorch's fused step on a CPU mixes up their elements.
+# Layouts of parameter and gradient. PyTorch's fused step on a CPU mixes up elements of some of them.
 LAYOUTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "transposed gradient": (lambda p: p, lambda g: g.transpose(0, 1).contiguous().transpose(0, 1)),
     "channels-last gradient": (lambda p: p, lambda g: g.contiguous(memory_format=torch.channels_last)),

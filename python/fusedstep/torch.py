@@ -10,6 +10,7 @@ schedulers and state. What is identical, what is better and what is not supporte
 
 import contextlib
 import inspect
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 Group = dict[str, Any]  # one of param_groups
+Numbers = tuple[
+    float, float, float, list[float]
+]  # learning rate, decay, L2 penalty, the rule's hyperparameters
 
 # A rule's hyperparameters, from a parameter group.
 NUMBERS: dict[str, Callable[[Group], float]] = {
@@ -67,7 +71,8 @@ class Fused(torch.optim.Optimizer):
             Euclidean norm is larger, in (0, inf); ``p.grad`` stays as it is. None for no clipping.
             :attr:`gradient_norm` tells the norm.
         ema: keep an average of every parameter, ``average = ema*average + (1 - ema)*p`` after each step, in
-            [0, 1]; it is ``state[p]["ema"]``, and :meth:`averaged` puts it into the parameters. None for none.
+            [0, 1]; it is ``state[p]["ema"]``, and :meth:`averaged` puts it into the parameters. None for no
+            average.
 
     ``foreach``, ``fused`` and ``capturable`` choose between implementations of PyTorch and change nothing
     here; ``differentiable=True`` is refused.
@@ -95,7 +100,7 @@ class Fused(torch.optim.Optimizer):
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
             for name in ("max_norm", "ema")
         ]
-        _, *theirs = inspect.signature(super(Fused, cls).__init__).parameters.values()
+        _, *theirs = inspect.signature(super().__init__).parameters.values()
         cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
 
     def __init__(
@@ -136,7 +141,7 @@ class Fused(torch.optim.Optimizer):
         for k in range(len(parts)):
             try:
                 parts[k].step()
-            except _Changed:
+            except _MovedError:
                 parts = self._parts = self._make_parts()
                 parts[k].step()
         return loss
@@ -169,7 +174,7 @@ class Fused(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state: of this class, or of PyTorch's of the same name.
 
-        The state of 16-bit parameters stays in float32 where it is.
+        It is copied as it is, where PyTorch would round it to the dtype of the parameters.
         """
         given: list[dict[str, Any]] = []  # as the other hooks leave it
         hook = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
@@ -181,11 +186,11 @@ class Fused(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
             for name, value in given[0]["state"].get(number, {}).items():
-                if p.element_size() < 4 and isinstance(value, Tensor) and value.ndim > 0:
-                    self.state[p][name] = value.to(p.device, copy=True)
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(self.state[p][name].device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"max_norm": self.max_norm, "ema": self.ema}
+        return {**super().__getstate__(), "max_norm": self.max_norm, "ema": self.ema}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._parts = None
@@ -194,7 +199,8 @@ class Fused(torch.optim.Optimizer):
     def _current_parts(self) -> "list[Part]":
         """Return the parts, made anew where groups, rules or parameters with gradients are others."""
         groups = [
-            (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"]) for g in self.param_groups
+            (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"])
+            for g in self.param_groups
         ]
         if (
             self._parts is None
@@ -226,7 +232,10 @@ class Fused(torch.optim.Optimizer):
         return [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
 
 
-class _Changed(Exception):
+gradient_of = operator.attrgetter("grad")
+
+
+class _MovedError(Exception):
     """Parameters have other memory than when their part was made."""
 
 
@@ -277,7 +286,7 @@ class Part:
         self._adopt(optimizer)
         self.plan.updates = self.plan.calls = int(self.updates.max())
         self.absent: list[int] | None = None  # which had no gradient in the last step
-        self.numbers: list[tuple[Any, ...]] = []
+        self.numbers: list[Numbers] = []
         self.classes: list[tuple[int, int]] = []  # group and updates behind, of each set of coefficients
         self.members_of: list[Any] = []  # and which parameters with a gradient it has
 
@@ -309,7 +318,7 @@ class Part:
 
     def step(self) -> None:
         """Make the native call, unless no parameter has a gradient."""
-        grads = [p.grad for p in self.params]
+        grads = list(map(gradient_of, self.params))
         absent = [i for i, grad in enumerate(grads) if grad is None]
         if len(absent) == len(grads):
             return
@@ -322,7 +331,7 @@ class Part:
             self.plan.step(grads, None, 1.0)
         except (TypeError, ValueError) as error:
             if self.memory != [p.data_ptr() for p in self.params]:
-                raise _Changed from error
+                raise _MovedError from error
             raise self._explained(error, grads) from None
         for i, odd in self.odd.items():
             if grads[i] is not None:
@@ -358,13 +367,13 @@ class Part:
         self.members_of = [np.flatnonzero((np.array(of) == k) & given) for k in range(len(position))]
         self.absent, self.numbers = absent, numbers
 
-    def _sets(self, numbers: list[tuple[Any, ...]], carried: list[float]) -> list[_native.Group]:
+    def _sets(self, numbers: list[Numbers], carried: list[float]) -> list[_native.Group]:
         return [
             _native.Group(*numbers[group], late, product)
             for (group, late), product in zip(self.classes, carried, strict=True)
         ]
 
-    def _numbers(self, group: Group) -> tuple[float, float, float, list[float]]:
+    def _numbers(self, group: Group) -> Numbers:
         """Return learning rate, decoupled decay, L2 penalty and the rule's hyperparameters."""
         decay = float(group["weight_decay"])
         decoupled = group.get("decoupled_weight_decay", False)
@@ -380,7 +389,7 @@ class Part:
             if grad is not None and grad.layout != torch.strided:
                 return TypeError(
                     f"{self.who}.step: the gradient of a parameter of shape {tuple(self.params[i].shape)} has"
-                    f" the layout {grad.layout}, but must be dense; pass sparse=False to the layer that makes it"
+                    f" the layout {grad.layout}, but must be dense; pass sparse=False to its layer"
                 )
         return type(error)(str(error).replace(".apply: ", ".step: ", 1))
 
@@ -395,7 +404,7 @@ class Permuted:
     def read(self, memory: int) -> None:
         """Raise where the parameter has other memory than it had."""
         if self.p.data_ptr() != memory or self.p.numel() != self.variable.numel():
-            raise _Changed
+            raise _MovedError
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient in the order of the parameter's memory."""
@@ -423,7 +432,7 @@ class Gapped:
     def read(self, memory: int) -> None:
         """Copy the parameter, or raise where it has other memory than it had."""
         if self.p.data_ptr() != memory or self.p.shape != self.variable.shape:
-            raise _Changed
+            raise _MovedError
         self.variable.copy_(self.p)
 
     def gradient(self, grad: Tensor) -> Tensor:
@@ -440,11 +449,11 @@ class Gapped:
 
 
 def odd_layout(p: Tensor, who: str) -> Permuted | Gapped | None:
-    """Return how a parameter that is not contiguous is updated, None for one that is; raise where it is not."""
+    """Return how a parameter is updated that is not contiguous, None for one that is."""
     if p.is_complex():
         raise TypeError(
-            f"{who}.step: a parameter of shape {tuple(p.shape)} has dtype {p.dtype}, but must be real; make it of"
-            f" torch.view_as_real, or use torch.optim.{who}"
+            f"{who}.step: a parameter of shape {tuple(p.shape)} has dtype {p.dtype}, but must be real; make"
+            f" it of torch.view_as_real, or use torch.optim.{who}"
         )
     if p.is_contiguous():
         return None
@@ -522,7 +531,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
     }
 
     def _rule(self, group: Group) -> str:
-        return "rmsprop" + "_centered" * bool(group["centered"]) + "_momentum" * (group["momentum"] > 0)
+        return "rmsprop" + "_centered" * bool(group["centered"]) + "_momentum" * bool(group["momentum"] > 0)
 
 
 class Adagrad(Fused, torch.optim.Adagrad):

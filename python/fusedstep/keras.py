@@ -6,8 +6,8 @@ One name changes, nothing else does::
 
     model.compile(optimizer=Adam(1e-3), loss="mse")
 
-The classes derive from Keras' own and have their arguments, options, configurations and files. What is identical,
-what is better and what is not supported is in examples/keras.md.
+The classes derive from Keras' own and have their arguments, options, configurations and files. What is
+identical, what is better and what is not supported is in examples/keras.md.
 """
 
 from collections.abc import Iterable
@@ -42,10 +42,10 @@ CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
 class Fused(keras.optimizers.Optimizer):
     """What all optimizers of this module share; use one of them.
 
-    They take the arguments of Keras' class of the same name, with its defaults and formulas. ``variables`` are
-    those of Keras' class in its order, so files of either can be loaded into the other; but slots are float32
-    for all variables that are not float64, and live in the memory that steps write. One instance can serve
-    several models, with counts of their own.
+    They take the arguments of Keras' class of the same name, with its defaults and formulas. ``variables``
+    are those of Keras' class in its order, so files of either can be loaded into the other; but slots are
+    float32 for all variables that are not float64, and live in the memory that steps write. One instance
+    can serve several models, with counts of their own.
 
     Raises:
         RuntimeError: Keras has another backend than torch.
@@ -59,8 +59,8 @@ class Fused(keras.optimizers.Optimizer):
         backend = keras.backend.backend()
         if backend != "torch":
             raise RuntimeError(
-                f"{type(self).__name__}: Keras' backend is {backend}, but must be torch, whose variables can be"
-                " updated in place (those of jax are immutable, those of tensorflow live in its graphs); set"
+                f"{type(self).__name__}: Keras' backend is {backend}, but must be torch, whose variables are"
+                " updated in place (jax's are immutable, tensorflow's belong to its graphs); set"
                 f" KERAS_BACKEND=torch, or use keras.optimizers.{type(self).__name__}"
             )
         super().__init__(*args, **kwargs)
@@ -75,7 +75,9 @@ class Fused(keras.optimizers.Optimizer):
 
     def _core_values(self) -> "Values":
         """Return the arguments that the step depends on."""
-        return Values((name, getattr(self, name) or None if name in CLIPS else getattr(self, name)) for name in self._names)
+        values = Values((name, getattr(self, name)) for name in self._names)
+        values.update((name, None) for name in CLIPS if not values[name])  # 0 is off, too
+        return values
 
     def build(self, variables: Iterable[Any]) -> None:
         """Make the slots for the variables of a model.
@@ -153,7 +155,7 @@ class Fused(keras.optimizers.Optimizer):
         for one in (self, *self._siblings):
             if id(variables[0]) in one._trainable_variables_indices:
                 return one
-        one = type(self).from_config(self.get_config())
+        one: Fused = type(self).from_config(self.get_config())
         one._learning_rate = self._learning_rate
         for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
             if hasattr(self, name):

@@ -123,6 +123,7 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("skip_nonfinite", &Options::skips_not_finite)
       .def_property("ema_momentum", &get_optional<&Options::averages, &Options::average_momentum>,
                     &set_optional<&Options::averages, &Options::average_momentum>)
+      .def_readwrite("ema_warms_up", &Options::averages_warm_up)
       .def_readwrite("ema_overwrite_frequency", &Options::overwrite_frequency)
       .def_readwrite("lazy", &Options::lazy);
 

@@ -23,6 +23,7 @@ struct Options {
   bool skips_not_finite = false;
   bool averages = false;
   double average_momentum = 0;
+  bool averages_warm_up = false;         // from the first call on, with a momentum of (1 + t)/(10 + t) at most
   std::int64_t overwrite_frequency = 0;  // 0: never
   bool lazy = false;
 };
@@ -87,8 +88,11 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
   const double l2 = group.apart ? group.l2 : options.l2;
   stages.l2 = {l2 != 0, l2};
   stages.decay = {group.weight_decay != 0, group.weight_decay * settings.learning_rate};
-  stages.average = !options.averages ? Average::off : counts.updates == 0 ? Average::start : Average::move;
-  stages.average_momentum = options.average_momentum;
+  const bool starts = counts.updates == 0 && !options.averages_warm_up;
+  stages.average = !options.averages ? Average::off : starts ? Average::start : Average::move;
+  const double t = static_cast<double>(counts.updates + 1 - group.behind), warm = (1 + t) / (10 + t);
+  stages.average_momentum =
+      options.averages_warm_up && warm < options.average_momentum ? warm : options.average_momentum;
   stages.average_overwrites =
       options.overwrite_frequency > 0 && (counts.updates + 1) % options.overwrite_frequency == 0;
   return settings;

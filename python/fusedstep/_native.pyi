@@ -31,6 +31,7 @@ class Options:
     loss_scale_factor: float | None
     skip_nonfinite: bool
     ema_momentum: float | None
+    ema_warms_up: bool
     ema_overwrite_frequency: int
     lazy: bool
     def __init__(self) -> None: ...

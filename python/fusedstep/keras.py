@@ -152,9 +152,9 @@ class Fused(keras.optimizers.Optimizer):
         """Return who keeps the counts and slots of these variables: this one, or one like it."""
         if not self.built or not variables:
             return self
-        for one in (self, *self._siblings):
-            if id(variables[0]) in one._trainable_variables_indices:
-                return one
+        for known in (self, *self._siblings):
+            if id(variables[0]) in known._trainable_variables_indices:
+                return known
         one: Fused = type(self).from_config(self.get_config())
         one._learning_rate = self._learning_rate
         for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):

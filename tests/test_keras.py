@@ -1,6 +1,5 @@
 """fusedstep.keras: Keras' numbers, options and files, and programs as people write them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 if keras.backend.backend() != "torch":

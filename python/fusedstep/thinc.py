@@ -26,8 +26,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
     """thinc's Optimizer, with its arguments, schedules, averages and attributes.
 
     ``optimizer(key, weights, gradient)`` updates the weights in place, clipped, decayed and averaged, in
-    one native call, and sets the gradient to zero. With ``beta1`` and ``beta2`` above 0 it is Adam, else plain
-    gradient descent; each key has a count of its own.
+    one native call, and sets the gradient to zero. With ``beta1`` and ``beta2`` above 0 it is Adam, else
+    plain gradient descent; each key has a count of its own.
 
     Args:
         learn_rate, L2, beta1, beta2, eps, grad_clip, use_averages, L2_is_weight_decay: as in thinc; all but

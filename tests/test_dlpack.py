@@ -1,6 +1,7 @@
 """Arrays of other libraries, through DLPack: those that can be written to, and those that cannot."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fusedstep import SGD
@@ -31,7 +32,7 @@ def test_a_tensor_of_pytorch_is_both() -> None:
 class Memory:
     """Of no library: all that it has is DLPack's methods."""
 
-    def __init__(self, array: np.ndarray) -> None:  # type: ignore[type-arg]
+    def __init__(self, array: npt.NDArray[np.float32]) -> None:
         self.array = array
 
     def __dlpack__(self, **arguments: object) -> object:

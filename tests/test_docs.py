@@ -48,6 +48,15 @@ def test_python_in_the_readme() -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' variables
+@pytest.mark.parametrize("framework", ADAPTERS.values())
+def test_python_in_the_pages_of_the_adapters(framework: str) -> None:
+    pytest.importorskip(framework, reason=f"{framework} is not installed")
+    page = (ROOT / "examples" / f"{framework}.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, page, "exec"), {})
+
+
 @pytest.mark.parametrize("variant", [*VARIANTS, *WITH_POW], ids=repr)
 def test_docstrings_tell_arguments_and_slots(variant: Optimizer) -> None:
     documented = "".join(cls.__doc__ or "" for cls in type(variant).__mro__)

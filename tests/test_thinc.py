@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import tomllib
 
 pytest.importorskip("thinc", reason="thinc is not installed")
 
@@ -228,6 +227,7 @@ def test_a_spacy_pipeline_comes_to_the_same_scores() -> None:
 
 
 def test_configs_find_the_optimizers_by_their_names() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python is older than 3.11")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
     points = declared["project"]["entry-points"]["thinc_optimizers"]
     assert points == {f"fusedstep.{name}.v1": f"fusedstep.thinc:{name}" for name in ("Adam", "SGD")}

@@ -376,16 +376,18 @@ def test_arguments_are_checked_as_pytorch_does() -> None:
         adapted.Adam(parameters(), differentiable=True)
 
 
-def test_sparse_gradients_are_refused_whole() -> None:
+@pytest.mark.parametrize("rules", [1, 2])
+def test_sparse_gradients_are_refused_whole(rules: int) -> None:
+    """Also where a group with another rule would have been updated before."""
     params = parameters()
-    optimizer = adapted.Adam(params)
+    groups = [{"params": params[:1], "amsgrad": rules == 2}, {"params": params[1:]}]
+    optimizer = adapted.Adam(groups)
     set_gradients(params, 0)
     params[1].grad = params[1].grad.to_sparse()
     before = values(params)
-    with pytest.raises(
-        TypeError, match=r"Adam\.step: the gradient of a parameter of shape \(3, 2\) has the layout"
-    ):
+    with pytest.raises(TypeError, match=r"Adam\.step: the gradient of a parameter of shape \(3, 2\) has"):
         optimizer.step()
+    assert native_calls(optimizer) == rules
     assert equal(params, before)
     assert optimizer.state[params[0]]["step"].item() == 0
 

@@ -7,17 +7,26 @@ One name changes, nothing else does::
     model.compile(optimizer=Adam(1e-3), loss="mse")
 
 The classes derive from Keras' own and have their arguments, options, configurations and files. What is
-identical, what is better and what is not supported is in examples/keras.md.
+identical, what is better and what is not supported is in examples/keras.md. Importing this where Keras has
+another backend raises RuntimeError.
 """
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import keras
-import torch
-from torch.autograd.graph import increment_version
 
 import fusedstep
+
+if keras.backend.backend() != "torch":
+    raise RuntimeError(
+        f"fusedstep.keras: Keras' backend is {keras.backend.backend()}, but must be torch, whose variables"
+        " are updated in place (jax's are immutable, tensorflow's belong to its graphs); set"
+        " KERAS_BACKEND=torch, or use keras.optimizers"
+    )
+
+import torch
+from torch.autograd.graph import increment_version
 
 __all__ = [
     "SGD",
@@ -48,7 +57,6 @@ class Fused(keras.optimizers.Optimizer):
     can serve several models, with counts of their own.
 
     Raises:
-        RuntimeError: Keras has another backend than torch.
         ValueError, TypeError: an argument is out of its interval or of another kind.
     """
 
@@ -56,13 +64,6 @@ class Fused(keras.optimizers.Optimizer):
     _core_arguments: ClassVar[dict[str, Any]] = {}  # that choose Keras' formula
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        backend = keras.backend.backend()
-        if backend != "torch":
-            raise RuntimeError(
-                f"{type(self).__name__}: Keras' backend is {backend}, but must be torch, whose variables are"
-                " updated in place (jax's are immutable, tensorflow's belong to its graphs); set"
-                f" KERAS_BACKEND=torch, or use keras.optimizers.{type(self).__name__}"
-            )
         super().__init__(*args, **kwargs)
         self._names = tuple(
             name

@@ -24,6 +24,12 @@ from fusedstep import _native
 from fusedstep.intervals import real_in
 from fusedstep.optimizers.nadam import decay_of_one_update
 
+if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    raise RuntimeError(
+        f"fusedstep.torch: PyTorch is {torch.__version__}, but must be 2.10 or newer, whose tensors show"
+        " their memory through DLPack's exchange API; update it, or use torch.optim"
+    )
+
 __all__ = [
     "SGD",
     "Adadelta",
@@ -138,6 +144,9 @@ class Fused(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parts = self._current_parts()
+        if len(parts) > 1:
+            for part in parts:  # before the first one changes anything
+                part.refuse_sparse()
         for k in range(len(parts)):
             try:
                 parts[k].step()
@@ -332,7 +341,8 @@ class Part:
         except (TypeError, ValueError) as error:
             if self.memory != [p.data_ptr() for p in self.params]:
                 raise _MovedError from error
-            raise self._explained(error, grads) from None
+            self.refuse_sparse()
+            raise type(error)(str(error).replace(".apply: ", ".step: ", 1)) from None
         for i, odd in self.odd.items():
             if grads[i] is not None:
                 odd.write()
@@ -384,14 +394,14 @@ class Part:
             [float(NUMBERS[name](group)) for name in self.hyperparameters],
         )
 
-    def _explained(self, error: Exception, grads: list[Any]) -> Exception:
-        for i, grad in enumerate(grads):
-            if grad is not None and grad.layout != torch.strided:
-                return TypeError(
-                    f"{self.who}.step: the gradient of a parameter of shape {tuple(self.params[i].shape)} has"
-                    f" the layout {grad.layout}, but must be dense; pass sparse=False to its layer"
-                )
-        return type(error)(str(error).replace(".apply: ", ".step: ", 1))
+    def refuse_sparse(self) -> None:
+        """Raise where a gradient is sparse."""
+        for p in self.params:
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise TypeError(
+                    f"{self.who}.step: the gradient of a parameter of shape {tuple(p.shape)} has the layout"
+                    f" {p.grad.layout}, but must be dense; pass sparse=False to its layer"
+                ) from None
 
 
 class Permuted:

@@ -1,6 +1,7 @@
 """What all tests share: the targets of this machine, threads, variants of every optimizer, and arrays."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from fusedstep.optimizers import ALL
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 
 Array = npt.NDArray[Any]
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # read when Keras is imported
 
 TARGETS = [name for name, supported in _native.targets().items() if supported]
 DTYPES: list[Any] = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]

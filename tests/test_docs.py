@@ -19,12 +19,21 @@ from fusedstep.optimizers.hyperparameters import Hyperparameter
 from reference import slot_names
 
 ROOT = Path(__file__).parent.parent
+ADAPTERS = {"fusedstep.torch": "torch", "fusedstep.keras": "keras", "fusedstep.thinc": "thinc"}
 MODULES = ["fusedstep", *(m.name for m in pkgutil.walk_packages(fusedstep.__path__, "fusedstep."))]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("._native")])
 def test_examples_in_docstrings(name: str) -> None:
+    if name in ADAPTERS:
+        pytest.importorskip(ADAPTERS[name], reason=f"{ADAPTERS[name]} is not installed")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_frameworks_are_imported_only_when_they_are_asked_for() -> None:
+    program = "import sys, fusedstep; print(sorted({'torch', 'keras', 'thinc', 'jax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
@@ -37,6 +46,15 @@ def test_python_in_the_readme() -> None:
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' variables
+@pytest.mark.parametrize("framework", ADAPTERS.values())
+def test_python_in_the_pages_of_the_adapters(framework: str) -> None:
+    pytest.importorskip(framework, reason=f"{framework} is not installed")
+    page = (ROOT / "examples" / f"{framework}.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, page, "exec"), {})
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, *WITH_POW], ids=repr)

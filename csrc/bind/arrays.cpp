@@ -194,14 +194,16 @@ bool read_dlpack(py::handle array, HeldView& view) {
     }
   }
   view.owner = capsule;
+  // JAX hands out the memory of its immutable arrays without saying so.
+  const bool immutable = module_of_type(array).starts_with("jax");
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed =
         static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     return managed->version.major == 1 &&
-           read_tensor(managed->tensor, (managed->flags & dlpack::read_only_flag) == 0, view);
+           read_tensor(managed->tensor, !immutable && (managed->flags & dlpack::read_only_flag) == 0, view);
   }
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
-  return read_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, true,
+  return read_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, !immutable,
                      view);
 }
 

@@ -168,9 +168,9 @@ void CustomRule::call(const char* method, const py::tuple& arrays, const Step& s
   const std::vector<py::array>& kept = variables[array.owner].slots;
   py::dict slots;
   for (std::size_t k = 0; k < kept.size(); ++k) slots[slots_of_rule_[k]] = kept[k];
-  const double learning_rate = step.settings[array.settings].learning_rate;
+  const Settings& settings = step.settings[array.settings];
   const py::object optimizer = optimizer_();
-  const py::object returned = optimizer.attr(method)(*arrays, slots, learning_rate, step.t);
+  const py::object returned = optimizer.attr(method)(*arrays, slots, settings.learning_rate, settings.t);
   const auto who = [&] { return std::string(py::str(py::type::handle_of(optimizer).attr("__name__"))) + "." + method; };
   if (!returned.is_none()) {
     refuse_type(who() + " returned an object of type " +

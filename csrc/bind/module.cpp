@@ -131,17 +131,34 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("skip_nonfinite", &Options::skips_not_finite)
       .def_property("ema_momentum", &get_optional<&Options::averages, &Options::average_momentum>,
                     &set_optional<&Options::averages, &Options::average_momentum>)
+      .def_readwrite("ema_warms_up", &Options::averages_warm_up)
       .def_readwrite("ema_overwrite_frequency", &Options::overwrite_frequency)
       .def_readwrite("lazy", &Options::lazy);
 
   py::class_<VariableSettings>(module, "VariableSettings")
       .def(py::init([](double multiplier, double weight_decay, bool frozen) {
-             return VariableSettings{{multiplier, weight_decay}, frozen};
+             VariableSettings settings;
+             settings.multiplier = multiplier;
+             settings.weight_decay = weight_decay;
+             settings.frozen = frozen;
+             return settings;
            }),
            py::arg("multiplier"), py::arg("weight_decay"), py::arg("frozen"));
 
   bind_device_array(module);
   bind_simulation(module);
+
+  py::class_<Group>(module, "Group")
+      .def(py::init([](double learning_rate, double weight_decay, double l2, const std::vector<double>& hyperparameters,
+                       std::int64_t behind, double carried) {
+             Group group = {learning_rate, weight_decay, true, l2, {}, behind, carried};
+             for (std::size_t k = 0; k < hyperparameters.size(); ++k) {
+               group.hyperparameters[k] = hyperparameters[k];
+             }
+             return group;
+           }),
+           py::arg("learning_rate"), py::arg("weight_decay"), py::arg("l2"), py::arg("hyperparameters"),
+           py::arg("behind"), py::arg("carried"));
 
   py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
       .def(py::init())
@@ -161,6 +178,8 @@ PYBIND11_MODULE(_native, module) {
            py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none())
       .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
            py::arg("settings"))
+      .def("set_groups", &Plan::set_groups, py::arg("groups"), py::arg("of"))
+      .def("carried_of", &Plan::carried_of, py::arg("group"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),
            py::arg("replicas") = py::none(), py::arg("mean") = false)
       .def("finish_averages", &Plan::finish_averages)

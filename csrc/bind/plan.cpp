@@ -242,6 +242,19 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   costs_known_ = false;
 }
 
+void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector<std::size_t>>& of) {
+  const Exclusive exclusive(*this);
+  const bool fits = of ? of->size() == count() && std::ranges::all_of(*of, [&](auto k) { return k < groups.size(); })
+                       : groups.size() == groups_.size();
+  if (!fits || groups.size() > std::numeric_limits<std::uint16_t>::max()) {
+    refuse_value(optimizer_ + ": " + std::to_string(groups.size()) + " groups do not fit to " +
+                 std::to_string(count()) + " variables; each must be of one, and there can be 65535");
+  }
+  groups_ = std::move(groups);
+  for (std::size_t i = 0; of && i < count(); ++i) arrays_[i].settings = static_cast<std::uint16_t>((*of)[i]);
+  for (const auto& part : parts_) part->configure(groups_, arrays_);
+}
+
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
   if (!plan.stepping_.exchange(true)) return;
   refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of a step of another thread; " +

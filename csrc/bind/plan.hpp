@@ -41,6 +41,11 @@ class Plan {
   void configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
                  const Options& options, const std::vector<VariableSettings>& settings);
 
+  // Makes `groups`, which are apart, what variables may have of their own; `of` says which each variable is of, None
+  // that this stays as it was.
+  void set_groups(std::vector<Group> groups, const std::optional<std::vector<std::size_t>>& of);
+  double carried_of(std::size_t group) const { return groups_.at(group).carried; }
+
   // One update of the variables that have a gradient; of all that were built if `variables` is None.
   // With replicas, `grads` and each of them are lists of gradients that are summed, or averaged if `mean`.
   // The learning rate is a number, or an array without dimensions on the variables' device, read there.

@@ -264,7 +264,7 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
       baseline::describe_call(options_, counts_, static_cast<std::uint32_t>(replicas), mean);
   settings_.clear();
   for (const Group& group : groups_) {
-    settings_.push_back(baseline::settings_of(options_, counts_, call, group, learning_rate));
+    settings_.push_back(baseline::settings_of(options_, counts_, call, group, hyperparameters_, learning_rate));
   }
   norms_.clip = call.clips ? options_.clip : Clip::none;
   norms_.largest = options_.largest_norm;
@@ -278,11 +278,8 @@ Step Plan::describe_step(double learning_rate, std::size_t replicas, bool mean) 
   describe_settings(learning_rate, replicas, mean);
   Step step = {};
   step.rule = rule_;
-  step.hyperparameters = hyperparameters_;
-  step.t = static_cast<std::uint64_t>(counts_.updates + 1);
   step.settings = settings_.data();
   step.settings_count = settings_.size();
-  step.carried = counts_.carried;
   step.arrays = has_devices() ? arrays_here_.data() : arrays_.data();
   step.gradients = gradients_.data();
   step.replicas = 1;
@@ -360,7 +357,11 @@ void Plan::count_call() {
   const auto carry = rule().carry;
   if (carry == nullptr) return;
   const DefaultFloatEnvironment environment;
-  counts_.carried = carry(hyperparameters_, static_cast<std::uint64_t>(counts_.updates), counts_.carried);
+  for (std::size_t k = 0; k < groups_.size(); ++k) {
+    const Settings& settings = settings_[k];
+    (groups_[k].apart ? groups_[k].carried : counts_.carried) =
+        carry(settings.hyperparameters, settings.t, settings.carried);
+  }
 }
 
 std::int64_t Plan::step(const py::object& grads, const py::object& variables, const py::object& learning_rate,

@@ -23,6 +23,7 @@ struct Options {
   bool skips_not_finite = false;
   bool averages = false;
   double average_momentum = 0;
+  bool averages_warm_up = false;         // from the first call on, with a momentum of (1 + t)/(10 + t) at most
   std::int64_t overwrite_frequency = 0;  // 0: never
   bool lazy = false;
 };
@@ -31,6 +32,12 @@ struct Options {
 struct Group {
   double multiplier = 1;  // of the learning rate
   double weight_decay = 0;
+  // What an `apart` group has of its own, not of the build: PyTorch's have, and count updates for each parameter.
+  bool apart = false;
+  double l2 = 0;
+  double hyperparameters[max_hyperparameters] = {};
+  std::int64_t behind = 0;  // updates of the build that its variables had no part in
+  double carried = 1;       // what the rule carries from update to update
 };
 
 // How far a build has come.
@@ -68,9 +75,13 @@ FUSEDSTEP_HOST_DEVICE inline CallSettings describe_call(const Options& options, 
 }
 
 FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const Counts& counts,
-                                                  const CallSettings& call, const Group& group, double learning_rate) {
+                                                  const CallSettings& call, const Group& group,
+                                                  const double* hyperparameters, double learning_rate) {
   Settings settings;
   settings.learning_rate = learning_rate * group.multiplier;
+  settings.hyperparameters = group.apart ? group.hyperparameters : hyperparameters;
+  settings.t = static_cast<std::uint64_t>(counts.updates + 1 - group.behind);
+  settings.carried = group.apart ? group.carried : counts.carried;
   Stages& stages = settings.stages;
   stages.unscale = {call.accumulating && call.unscales, call.unscale};
   stages.accumulation = !call.accumulating ? Accumulation::off
@@ -78,10 +89,14 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
                                            : Accumulation::add;
   stages.factor = {call.accumulating || call.unscales || call.clips || options.maximize, call.sign * call.scale};
   stages.clip = {options.clips_values, options.largest_value};
-  stages.l2 = {options.l2 != 0, options.l2};
+  const double l2 = group.apart ? group.l2 : options.l2;
+  stages.l2 = {l2 != 0, l2};
   stages.decay = {group.weight_decay != 0, group.weight_decay * settings.learning_rate};
-  stages.average = !options.averages ? Average::off : counts.updates == 0 ? Average::start : Average::move;
-  stages.average_momentum = options.average_momentum;
+  const bool starts = counts.updates == 0 && !options.averages_warm_up;
+  stages.average = !options.averages ? Average::off : starts ? Average::start : Average::move;
+  const double t = static_cast<double>(counts.updates + 1 - group.behind), warm = (1 + t) / (10 + t);
+  stages.average_momentum =
+      options.averages_warm_up && warm < options.average_momentum ? warm : options.average_momentum;
   stages.average_overwrites =
       options.overwrite_frequency > 0 && (counts.updates + 1) % options.overwrite_frequency == 0;
   return settings;

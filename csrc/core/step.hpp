@@ -74,6 +74,9 @@ struct Stages {
 struct Settings {
   double learning_rate;
   Stages stages;
+  const double* hyperparameters;
+  std::uint64_t t;  // this update's number, from 1
+  double carried;   // what the rule carries from update to update; 1 before the first
 };
 
 struct Step;
@@ -127,9 +130,6 @@ struct Ratios {
 struct Step {
   int rule;            // index in the list of rules, the same in every target
   const Rule* custom;  // in its place, one that targets do not have; may be null
-  const double* hyperparameters;
-  std::uint64_t t;  // this update's number, from 1
-  double carried;   // what the rule carries from update to update; 1 before the first
   const Settings* settings;
   std::size_t settings_count;
   const Array* arrays;

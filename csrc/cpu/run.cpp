@@ -39,8 +39,9 @@ class MadeRules {
     rules_ = needed > few_.size() ? many_.data() : few_.data();
     const DefaultFloatEnvironment environment;
     for (std::size_t k = 0; k < needed; ++k) {
-      rule.compiled[k % compute_types].coefficients(
-          step.hyperparameters, step.settings[k / compute_types].learning_rate, step.t, step.carried, rules_[k].bytes);
+      const Settings& settings = step.settings[k / compute_types];
+      rule.compiled[k % compute_types].coefficients(settings.hyperparameters, settings.learning_rate, settings.t,
+                                                    settings.carried, rules_[k].bytes);
     }
   }
 

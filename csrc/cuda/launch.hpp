@@ -75,8 +75,8 @@ struct DeviceState {
 struct Table {
   const Array* arrays;
   const Slice* slices;
-  const Group* groups;
-  const std::uint32_t* groups_before;  // of each array, in leaf_groups
+  Group* groups;
+  const std::uint32_t* leaf_groups_before;  // of each array, in leaf_groups
   const LeafGroup* leaf_groups;
   DeviceState* state;
   std::byte* slots[max_slots];
@@ -89,6 +89,7 @@ struct Table {
   double* array_sums;
   double* factors;  // of each array: of its gradient, or of its update between two passes
   std::uint32_t arrays_count;
+  std::uint32_t leaf_groups_count;
   std::uint32_t groups_count;
 };
 

@@ -74,7 +74,7 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline double sum_values(Team& team, const double* 
 template <class Team>
 FUSEDSTEP_HOST_DEVICE inline void sum_arrays(Team& team, const Table& table, const double* slice_sums) {
   team.each_warp([&](std::uint32_t warp) {
-    for (std::uint32_t i = warp; i < table.groups_count; i += Team::warps) {
+    for (std::uint32_t i = warp; i < table.leaf_groups_count; i += Team::warps) {
       const LeafGroup group = table.leaf_groups[i];
       const double sum = sum_values(team, slice_sums + group.first, group.count);
       team.by_one_of_warp([&] { table.group_sums[i] = sum; });
@@ -83,7 +83,7 @@ FUSEDSTEP_HOST_DEVICE inline void sum_arrays(Team& team, const Table& table, con
   team.wait();
   team.each_warp([&](std::uint32_t warp) {
     for (std::uint32_t i = warp; i < table.arrays_count; i += Team::warps) {
-      const std::uint32_t begin = table.groups_before[i], end = table.groups_before[i + 1];
+      const std::uint32_t begin = table.leaf_groups_before[i], end = table.leaf_groups_before[i + 1];
       const double sum = sum_values(team, table.group_sums + begin, end - begin);
       team.by_one_of_warp([&] { table.array_sums[i] = sum; });
     }
@@ -146,7 +146,7 @@ template <class Team>
 FUSEDSTEP_HOST_DEVICE inline void norms_block(Team& team, const Launch& launch) {
   const Table& table = launch.table;
   const CallSettings call = describe_call(launch.options, table.state->counts, launch.replicas, launch.mean);
-  const Stages stages = settings_of(launch.options, table.state->counts, call, Group(), 0).stages;
+  const Stages stages = settings_of(launch.options, table.state->counts, call, Group(), nullptr, 0).stages;
   team.each_warp([&](std::uint32_t warp) {
     const std::uint32_t warps = Team::warps * team.blocks();
     for (std::uint32_t i = team.block() * Team::warps + warp; i < launch.slices; i += warps) {

@@ -42,7 +42,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
       slots_(*shared_slots_) {
   std::vector<Slice> slices;
   std::vector<LeafGroup> leaf_groups;
-  std::vector<std::uint32_t> groups_before = {0};
+  std::vector<std::uint32_t> leaf_groups_before = {0};
   slices_before_ = {0};
   constexpr std::size_t most = std::numeric_limits<std::uint32_t>::max();
   for (std::size_t i = 0; i < arrays_.size(); ++i) {
@@ -55,7 +55,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
       leaf_groups.push_back({static_cast<std::uint32_t>(slices.size()) + k, std::min(left, unit)});
     }
     for (std::uint32_t k = 0; k < count; ++k) slices.push_back({static_cast<std::uint32_t>(i), k});
-    groups_before.push_back(static_cast<std::uint32_t>(leaf_groups.size()));
+    leaf_groups_before.push_back(static_cast<std::uint32_t>(leaf_groups.size()));
     slices_before_.push_back(static_cast<std::uint32_t>(slices.size()));
   }
 
@@ -64,7 +64,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   Places places;
   const std::size_t state_at = places.add<DeviceState>(1), arrays_at = places.add<Array>(arrays_.size()),
                     slices_at = places.add<Slice>(slices.size()),
-                    before_at = places.add<std::uint32_t>(groups_before.size()),
+                    before_at = places.add<std::uint32_t>(leaf_groups_before.size()),
                     leaf_groups_at = places.add<LeafGroup>(leaf_groups.size()),
                     slice_sums_at = places.add<double>(slices.size()),
                     update_sums_at = places.add<double>(slices.size()), group_sums_at = places.add<double>(group_sums),
@@ -76,14 +76,14 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   };
   put(arrays_at, arrays_);
   put(slices_at, slices);
-  put(before_at, groups_before);
+  put(before_at, leaf_groups_before);
   put(leaf_groups_at, leaf_groups);
   state_ = reinterpret_cast<DeviceState*>(tables + state_at);
   write_counts(Counts());
 
   table_.arrays = reinterpret_cast<const Array*>(tables + arrays_at);
   table_.slices = reinterpret_cast<const Slice*>(tables + slices_at);
-  table_.groups_before = reinterpret_cast<const std::uint32_t*>(tables + before_at);
+  table_.leaf_groups_before = reinterpret_cast<const std::uint32_t*>(tables + before_at);
   table_.leaf_groups = reinterpret_cast<const LeafGroup*>(tables + leaf_groups_at);
   table_.state = state_;
   int kind = 0;
@@ -100,7 +100,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   table_.array_sums = reinterpret_cast<double*>(tables + array_sums_at);
   table_.factors = reinterpret_cast<double*>(tables + factors_at);
   table_.arrays_count = static_cast<std::uint32_t>(arrays_.size());
-  table_.groups_count = static_cast<std::uint32_t>(leaf_groups.size());
+  table_.leaf_groups_count = static_cast<std::uint32_t>(leaf_groups.size());
 }
 
 void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build) {
@@ -118,6 +118,7 @@ void DevicePart::configure(const std::vector<Group>& groups, const std::vector<A
   devices()->write(device_, groups_memory_.as<Group>(), groups.data(), bytes);
   groups_ = groups;
   table_.groups = groups_memory_.as<Group>();
+  table_.groups_count = static_cast<std::uint32_t>(groups.size());
 }
 
 // Whether there is nothing to do but the rule.
@@ -127,7 +128,8 @@ bool DevicePart::is_bare(const DeviceStep& step) const {
       o.clips_values || o.accumulation_steps > 1 || o.has_loss_scale || o.averages) {
     return false;
   }
-  if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0; })) return false;
+  if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0 || group.l2 != 0; }))
+    return false;
   return std::ranges::all_of(arrays_, [&](const Array& array) {
     const Gradient& gradient = step.gradients[array.owner];
     return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);

@@ -30,19 +30,18 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array&
   made.group = array.settings;
   made.compute = array.compute;
   made.call = describe_call(launch.options, counts, launch.replicas, launch.mean);
-  made.settings =
-      settings_of(launch.options, counts, made.call, launch.table.groups[array.settings], learning_rate_of(launch));
+  made.settings = settings_of(launch.options, counts, made.call, launch.table.groups[array.settings],
+                              launch.hyperparameters, learning_rate_of(launch));
   if (launch.averages_only) {
     made.settings.stages = {};
     made.settings.stages.average = Average::keep;
     made.settings.stages.average_overwrites = true;
   }
-  const auto t = static_cast<std::uint64_t>(counts.updates + 1);
-  const double rate = made.settings.learning_rate;
+  const Settings& settings = made.settings;
   if (array.compute == compute_float64) {
-    coefficients<R<double>>(launch.hyperparameters, rate, t, counts.carried, made.rule);
+    coefficients<R<double>>(settings.hyperparameters, settings.learning_rate, settings.t, settings.carried, made.rule);
   } else {
-    coefficients<R<float>>(launch.hyperparameters, rate, t, counts.carried, made.rule);
+    coefficients<R<float>>(settings.hyperparameters, settings.learning_rate, settings.t, settings.carried, made.rule);
   }
 }
 
@@ -120,9 +119,15 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void advance(const Launch& launch, DeviceSta
   const CallSettings call = describe_call(launch.options, counts, launch.replicas, launch.mean);
   ++counts.calls;
   if (!call.updating) return;
-  counts.carried =
-      carry<R<double>>(launch.hyperparameters, static_cast<std::uint64_t>(counts.updates + 1), counts.carried);
-  ++counts.updates;
+  const auto t = static_cast<std::uint64_t>(++counts.updates);
+  if constexpr (!carries<R<double>>) return;
+  counts.carried = carry<R<double>>(launch.hyperparameters, t, counts.carried);
+  for (std::uint32_t k = 0; k < launch.table.groups_count; ++k) {
+    Group& group = launch.table.groups[k];
+    if (!group.apart) continue;
+    group.carried =
+        carry<R<double>>(group.hyperparameters, t - static_cast<std::uint64_t>(group.behind), group.carried);
+  }
 }
 
 // The ratios of norms between two passes, by the block that is last: first the variables' norms, then the updates'.

@@ -34,12 +34,24 @@ class Options:
     loss_scale_factor: float | None
     skip_nonfinite: bool
     ema_momentum: float | None
+    ema_warms_up: bool
     ema_overwrite_frequency: int
     lazy: bool
     def __init__(self) -> None: ...
 
 class VariableSettings:
     def __init__(self, multiplier: float, weight_decay: float, frozen: bool) -> None: ...
+
+class Group:
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        l2: float,
+        hyperparameters: list[float],
+        behind: int,
+        carried: float,
+    ) -> None: ...
 
 class Pace:
     def __init__(self) -> None: ...
@@ -92,6 +104,8 @@ class Plan:
         options: Options,
         settings: list[VariableSettings],
     ) -> None: ...
+    def set_groups(self, groups: list[Group], of: list[int] | None) -> None: ...
+    def carried_of(self, group: int) -> float: ...
     def step(
         self,
         grads: object,

@@ -51,8 +51,8 @@ int main(int argc, char** argv) {
 
   std::vector<double> hyperparameters(max_hyperparameters);
   for (int k = 0; k < rule.hyperparameter_count; ++k) hyperparameters[static_cast<std::size_t>(k)] = read<double>(in);
-  step.hyperparameters = hyperparameters.data();
   Settings settings = {};
+  settings.hyperparameters = hyperparameters.data();
   settings.learning_rate = read<double>(in);
   settings.stages.factor = read_stage(in);
   settings.stages.l2 = read_stage(in);
@@ -92,12 +92,14 @@ int main(int argc, char** argv) {
   step.gradients = gradients.data();
   step.cost_before = cost_before.data();
   step.count = arrays.size();
-  step.carried = 1;
+  settings.carried = 1;
   Norms norms = {};
   norms.owners = step.count;
-  for (step.t = 1; step.t <= static_cast<std::uint64_t>(updates); ++step.t) {
+  for (settings.t = 1; settings.t <= static_cast<std::uint64_t>(updates); ++settings.t) {
     run(step, target, {}, norms, 1);
-    if (rule.carry != nullptr) step.carried = rule.carry(step.hyperparameters, step.t, step.carried);
+    if (rule.carry != nullptr) {
+      settings.carried = rule.carry(settings.hyperparameters, settings.t, settings.carried);
+    }
   }
 
   for (std::size_t i = 0; i < tensors.size(); ++i) {

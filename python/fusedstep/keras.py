@@ -1,0 +1,287 @@
+"""Keras 3's optimizers on its torch backend, with all variables updated by one native call a step.
+
+One name changes, nothing else does::
+
+    from fusedstep.keras import Adam  # was: from keras.optimizers import Adam
+
+    model.compile(optimizer=Adam(1e-3), loss="mse")
+
+The classes derive from Keras' own and have their arguments, options, configurations and files. What is
+identical, what is better and what is not supported is in examples/keras.md. Importing this where Keras has
+another backend raises RuntimeError.
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import keras
+
+import fusedstep
+
+if keras.backend.backend() != "torch":
+    raise RuntimeError(
+        f"fusedstep.keras: Keras' backend is {keras.backend.backend()}, but must be torch, whose variables"
+        " are updated in place (jax's are immutable, tensorflow's belong to its graphs); set"
+        " KERAS_BACKEND=torch, or use keras.optimizers"
+    )
+
+import torch
+from torch.autograd.graph import increment_version
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Fused",
+    "Lamb",
+    "Lion",
+    "Nadam",
+    "RMSprop",
+]
+
+# Arguments that Keras acts upon, around the step.
+KERAS_OWN = ("learning_rate", "name", "loss_scale_factor")
+CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+
+
+class Fused(keras.optimizers.Optimizer):
+    """What all optimizers of this module share; use one of them.
+
+    They take the arguments of Keras' class of the same name, with its defaults and formulas. ``variables``
+    are those of Keras' class in its order, so files of either can be loaded into the other; but slots are
+    float32 for all variables that are not float64, and live in the memory that steps write. One instance
+    can serve several models, with counts of their own.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its interval or of another kind.
+    """
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]]
+    _core_arguments: ClassVar[dict[str, Any]] = {}  # that choose Keras' formula
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = tuple(
+            name
+            for name in self._core_class._hyperparameters
+            if name not in KERAS_OWN and name not in self._core_arguments and hasattr(self, name)
+        )
+        self._seen = self._core_values()
+        self._core = self._core_class(0.0, **self._seen, **self._core_arguments)
+        self._siblings: tuple[Fused, ...] = ()
+
+    def _core_values(self) -> "Values":
+        """Return the arguments that the step depends on."""
+        values = Values((name, getattr(self, name)) for name in self._names)
+        values.update((name, None) for name in CLIPS if not values[name])  # 0 is off, too
+        return values
+
+    def build(self, variables: Iterable[Any]) -> None:
+        """Make the slots for the variables of a model.
+
+        Raises:
+            TypeError: a variable is of a dtype other than float32, float64, float16 and bfloat16.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        self._layout = Layout([v for v in variables if not self._overwrite_variable_with_gradient(v)])
+        self._core.build(self._layout.named)
+        for name, variable in self._layout.variable_of_name.items():
+            if not self._use_weight_decay(variable):
+                self._core.adjust(name, weight_decay=0.0)
+        super().build(variables)
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+    ) -> Any:
+        """Return a slot as one of Keras' variables, over the memory that steps write."""
+        variable = super().add_variable_from_reference(reference_variable, name, initializer)
+        slot = self._core._plans[0].slot(self._layout.index[id(reference_variable)], name or "")
+        variable._value = torch.nn.Parameter(torch.from_dlpack(slot), requires_grad=False)
+        variable._dtype = str(slot.dtype)
+        return variable
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Take one step: update every variable that has a gradient, in place.
+
+        Args:
+            grads: a list of gradients, None for a variable that has none.
+            trainable_variables: as many variables; those that were built if left out. Variables of another
+                model than before get counts and slots of their own.
+        """
+        one = self
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            one = self._one_for(trainable_variables)
+        super(Fused, one).apply(grads, trainable_variables)
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        values = self._core_values()
+        if values != self._seen:
+            for name, value in values.items():
+                setattr(self._core, name, value)
+            self._seen = values
+        index = self._layout.index
+        gradients: list[Any] = [None] * len(index)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            gradients[index[id(variable)]] = gradient
+        rate = self._get_current_learning_rate()
+        plan = self._core._plans[0]
+        plan.calls = int(self._iterations.value)
+        plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
+        plan.step(gradients, None, float(rate.value if isinstance(rate, keras.Variable) else rate))
+        increment_version(self._layout.tensors)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Put the averages into the variables, where ``use_ema`` keeps some."""
+        var_list = list(var_list)
+        super(Fused, self._one_for(var_list)).finalize_variable_values(var_list)
+
+    def stateless_apply(self, optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
+        """Refuse: steps are taken in place."""
+        raise NotImplementedError(
+            f"{type(self).__name__}.stateless_apply: steps update variables in place; call apply, or use"
+            f" keras.optimizers.{type(self).__name__}"
+        )
+
+    def _one_for(self, variables: list[Any]) -> "Fused":
+        """Return who keeps the counts and slots of these variables: this one, or one like it."""
+        if not self.built or not variables:
+            return self
+        for known in (self, *self._siblings):
+            if id(variables[0]) in known._trainable_variables_indices:
+                return known
+        one: Fused = type(self).from_config(self.get_config())
+        one._learning_rate = self._learning_rate
+        for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+            if hasattr(self, name):
+                setattr(one, name, getattr(self, name))
+        self._siblings = (*self._siblings, one)
+        return one
+
+
+class Values(dict[str, Any]):
+    """A dict that Keras does not wrap when it becomes an attribute."""
+
+
+class Layout:
+    """The variables of a build, which keep their places."""
+
+    def __init__(self, variables: list[Any]) -> None:
+        self.index = {id(variable): i for i, variable in enumerate(variables)}
+        self.tensors = [variable.value for variable in variables]
+        paths = [variable.path for variable in variables]
+        unique = len(set(paths)) == len(paths)
+        names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
+        self.named = dict(zip(names, self.tensors, strict=True))
+        self.variable_of_name = dict(zip(names, variables, strict=True))
+
+
+register = keras.saving.register_keras_serializable(package="fusedstep")
+
+
+@register
+class SGD(Fused, keras.optimizers.SGD):
+    """keras.optimizers.SGD."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.SGD
+
+
+@register
+class Adam(Fused, keras.optimizers.Adam):
+    """keras.optimizers.Adam.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=Adam(0.01, global_clipnorm=1.0), loss="mse")
+    >>> history = model.fit(keras.ops.ones((8, 3)), keras.ops.zeros((8, 1)), epochs=2, verbose=0)
+    >>> int(model.optimizer.iterations)
+    2
+    """
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adam
+    _core_arguments: ClassVar[dict[str, Any]] = {"epsilon_hat": True}
+
+
+@register
+class AdamW(Fused, keras.optimizers.AdamW):
+    """keras.optimizers.AdamW."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.AdamW
+    _core_arguments: ClassVar[dict[str, Any]] = {"epsilon_hat": True}
+
+
+@register
+class RMSprop(Fused, keras.optimizers.RMSprop):
+    """keras.optimizers.RMSprop; where ``centered`` the variance never falls below 0."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.RMSprop
+
+
+@register
+class Adagrad(Fused, keras.optimizers.Adagrad):
+    """keras.optimizers.Adagrad."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adagrad
+
+
+@register
+class Adadelta(Fused, keras.optimizers.Adadelta):
+    """keras.optimizers.Adadelta."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adadelta
+
+
+@register
+class Adamax(Fused, keras.optimizers.Adamax):
+    """keras.optimizers.Adamax."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adamax
+
+
+@register
+class Nadam(Fused, keras.optimizers.Nadam):
+    """keras.optimizers.Nadam; the product of its momenta is float64."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Nadam
+
+    def build(self, variables: Iterable[Any]) -> None:
+        """Make the slots, and the product of all momenta so far."""
+        built = self.built
+        super().build(variables)
+        if not built:
+            product = torch.ones((), dtype=torch.float64, device=self._u_product.value.device)
+            self._u_product._value = torch.nn.Parameter(product, requires_grad=False)
+            self._u_product._dtype = "float64"
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        plan = self._core._plans[0]
+        plan.carried = float(self._u_product.value)
+        super()._backend_apply_gradients(grads, trainable_variables)
+        self._u_product.assign(plan.carried)
+
+
+@register
+class Ftrl(Fused, keras.optimizers.Ftrl):
+    """keras.optimizers.Ftrl."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Ftrl
+
+
+@register
+class Lion(Fused, keras.optimizers.Lion):
+    """keras.optimizers.Lion."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Lion
+
+
+@register
+class Lamb(Fused, keras.optimizers.Lamb):
+    """keras.optimizers.Lamb."""
+
+    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Lamb

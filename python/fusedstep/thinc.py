@@ -1,0 +1,167 @@
+"""thinc's optimizer, for spaCy and for models of thinc: each parameter's update is one native call.
+
+In the ``config.cfg`` of a spaCy pipeline one name changes::
+
+    [training.optimizer]
+    @optimizers = "fusedstep.Adam.v1"  # was: "Adam.v1"
+
+What is identical, what is better and what is not supported is in examples/thinc.md.
+"""
+
+from typing import Any
+
+import thinc.api
+from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS, FloatOrSeq
+
+from fusedstep import _native
+
+__all__ = ["SGD", "Adam", "Optimizer"]
+
+Key = tuple[int, str]
+
+LARGEST_MOMENTUM = 0.9999  # of the averages, as in thinc
+
+
+class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
+    """thinc's Optimizer, with its arguments, schedules, averages and attributes.
+
+    ``optimizer(key, weights, gradient)`` updates the weights in place, clipped, decayed and averaged, in
+    one native call, and sets the gradient to zero. With ``beta1`` and ``beta2`` above 0 it is Adam, else
+    plain gradient descent; each key has a count of its own.
+
+    Args:
+        learn_rate, L2, beta1, beta2, eps, grad_clip, use_averages, L2_is_weight_decay: as in thinc; all but
+            the last two can be schedules.
+
+    Raises:
+        ValueError: ``use_radam`` is True.
+
+    >>> import numpy as np
+    >>> optimizer = Optimizer(0.5, beta1=0.0, beta2=0.0, grad_clip=0.0, use_averages=False)
+    >>> weights, gradient = np.ones(2, np.float32), np.ones(2, np.float32)
+    >>> optimizer((0, "W"), weights, gradient)
+    (array([0.5, 0.5], dtype=float32), array([0., 0.], dtype=float32))
+    """
+
+    def __init__(self, learn_rate: FloatOrSeq, *, use_radam: bool = False, **arguments: Any) -> None:
+        if use_radam:
+            raise ValueError(
+                f"{type(self).__name__}: use_radam is True, but there is no rule for it; use Adam, or thinc's"
+                " RAdam"
+            )
+        super().__init__(learn_rate, **arguments)
+        self._updaters: dict[Key, Updater] = {}
+
+    def __call__(self, key: Key, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> tuple[Any, Any]:
+        """Update the weights in place, and set the gradient to zero.
+
+        Args:
+            key: who the parameter is.
+            weights: float32, C-contiguous, of NumPy or CuPy.
+            gradient: of the same shape.
+            lr_scale: what the learning rate is multiplied by.
+
+        Returns:
+            Both.
+        """
+        if len(gradient) < 1:
+            return weights, gradient
+        updater = self._updaters.get(key)
+        if updater is None or (updater.weights is not weights and not updater.plan.owns(weights)):
+            updater = self._updaters[key] = Updater(self, key, weights)
+        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, self.L2_is_weight_decay)
+        if settings != updater.settings:
+            updater.configure(settings)
+        if updater.penalty:
+            gradient += updater.penalty * weights  # before it is clipped
+        rate = self.learn_rate * lr_scale
+        # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
+        updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
+        self.nr_update[key] += 1
+        gradient.fill(0)
+        return weights, gradient
+
+
+class Updater:
+    """What updates one parameter."""
+
+    def __init__(self, optimizer: Optimizer, key: Key, weights: Any) -> None:
+        self.who, self.weights = type(optimizer).__name__, weights
+        self.averages = optimizer.averages is not None
+        self.rule = "adam" if optimizer.b1 > 0 and optimizer.b2 > 0 else "sgd"
+        self.plan = _native.Plan(self.who, self.rule, False, self.averages, [weights], [key[1]], {}, [])
+        self.plan.calls = self.plan.updates = optimizer.nr_update[key]
+        kept = {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}
+        for slot in self.plan.slot_names:
+            array, known = self._array(slot), kept[slot].get(key)
+            array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
+            kept[slot][key] = array
+        self.settings: tuple[Any, ...] = ()
+
+    def _array(self, slot: str) -> Any:
+        """Return a slot as an array of the weights' library."""
+        found = self.plan.slot(0, slot)
+        xp = thinc.api.get_array_module(self.weights)
+        return found if isinstance(self.weights, type(found)) else xp.from_dlpack(found)
+
+    def configure(self, settings: tuple[Any, ...]) -> None:
+        """Have the next updates computed with these settings."""
+        b1, b2, eps, l2, grad_clip, l2_is_weight_decay = settings
+        rule = "adam" if b1 > 0 and b2 > 0 else "sgd"
+        options = _native.Options()
+        options.clipnorm = grad_clip or None
+        options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
+        options.ema_warms_up = True
+        self.decay: float = l2 if l2_is_weight_decay else 0.0
+        self.penalty: float = 0.0 if l2_is_weight_decay else l2
+        self.plan.configure(
+            rule,
+            {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
+            options,
+            [_native.VariableSettings(1.0, self.decay, False)],
+        )
+        self.settings = settings
+
+
+def Adam(  # noqa: N802 - thinc's name
+    learn_rate: FloatOrSeq = ADAM_DEFAULTS["learn_rate"],
+    *,
+    L2: FloatOrSeq = ADAM_DEFAULTS["L2"],
+    beta1: FloatOrSeq = ADAM_DEFAULTS["beta1"],
+    beta2: FloatOrSeq = ADAM_DEFAULTS["beta2"],
+    eps: FloatOrSeq = ADAM_DEFAULTS["eps"],
+    grad_clip: FloatOrSeq = ADAM_DEFAULTS["grad_clip"],
+    L2_is_weight_decay: bool = True,
+    use_averages: bool = True,
+) -> Optimizer:
+    """Return an optimizer, with thinc's arguments and defaults; "fusedstep.Adam.v1" in a config."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+    )
+
+
+def SGD(  # noqa: N802 - thinc's name
+    learn_rate: FloatOrSeq,
+    *,
+    L2: FloatOrSeq = SGD_DEFAULTS["L2"],
+    grad_clip: FloatOrSeq = SGD_DEFAULTS["grad_clip"],
+    L2_is_weight_decay: bool = True,
+    use_averages: bool = True,
+) -> Optimizer:
+    """Return an optimizer, with thinc's arguments and defaults; "fusedstep.SGD.v1" in a config."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=0.0,
+        beta2=0.0,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+    )

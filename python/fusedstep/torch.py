@@ -1,0 +1,660 @@
+"""PyTorch's optimizers, with all parameters updated by one native call a step.
+
+One import changes, nothing else does::
+
+    from fusedstep.torch import AdamW  # was: from torch.optim import AdamW
+
+The classes derive from PyTorch's own and have their arguments, defaults and checks, parameter groups, hooks,
+schedulers and state. What is identical, what is better and what is not supported is in examples/torch.md.
+"""
+
+import contextlib
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fusedstep import _native
+from fusedstep.intervals import real_in
+from fusedstep.optimizers.nadam import decay_of_one_update
+
+if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    raise RuntimeError(
+        f"fusedstep.torch: PyTorch is {torch.__version__}, but must be 2.10 or newer, whose tensors show"
+        " their memory through DLPack's exchange API; update it, or use torch.optim"
+    )
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Fused",
+    "Lamb",
+    "Lion",
+    "NAdam",
+    "RMSprop",
+]
+
+Group = dict[str, Any]  # one of param_groups
+Numbers = tuple[
+    float, float, float, list[float]
+]  # learning rate, decay, L2 penalty, the rule's hyperparameters
+
+# A rule's hyperparameters, from a parameter group.
+NUMBERS: dict[str, Callable[[Group], float]] = {
+    "beta_1": lambda group: group["betas"][0],
+    "beta_2": lambda group: group["betas"][1],
+    "epsilon": lambda group: group["eps"],
+    "rho": lambda group: group["rho"] if "rho" in group else group["alpha"],
+    "momentum": lambda group: group["momentum"],
+    "dampening": lambda group: group["dampening"],
+    "learning_rate_decay": lambda group: group["lr_decay"],
+    "momentum_decay": lambda group: decay_of_one_update(float(group["momentum_decay"])),
+    "epsilon_hat": lambda group: 0.0,
+    "form": lambda group: 1.0,  # PyTorch's
+}
+
+
+class Fused(torch.optim.Optimizer):
+    """What all optimizers of this module share; use one of them.
+
+    ``step`` makes one native call for all parameters of a device, whatever their groups' numbers, and more
+    only where groups ask for other rules (``amsgrad``, ``nesterov``, ``maximize``, momentum or none). The
+    tensors in ``state`` are float64 for float64 parameters and float32 for all others, and live: steps
+    change them in place.
+
+    Args:
+        max_norm: scale all gradients of a step down together, by one factor inside the step, where their
+            Euclidean norm is larger, in (0, inf); ``p.grad`` stays as it is. None for no clipping.
+            :attr:`gradient_norm` tells the norm.
+        ema: keep an average of every parameter, ``average = ema*average + (1 - ema)*p`` after each step, in
+            [0, 1]; it is ``state[p]["ema"]``, and :meth:`averaged` puts it into the parameters. None for no
+            average.
+
+    ``foreach``, ``fused`` and ``capturable`` choose between implementations of PyTorch and change nothing
+    here; ``differentiable=True`` is refused.
+
+    Raises:
+        ValueError, TypeError: what PyTorch's class raises for its arguments; a parameter or gradient is of a
+            dtype other than float32, float64, float16 and bfloat16, or sparse.
+    """
+
+    _slots: ClassVar[dict[str, str]] = {}  # PyTorch's names, by the rule's
+    _counts_in_state: ClassVar[bool] = True  # whether PyTorch's state has "step"
+
+    # Not of PyTorch's pickles: made again when it is missing.
+    _parts: "list[Part] | None" = None
+    _waiting: "list[Tensor]"
+    _seen_groups: "list[tuple[Any, ...]]"
+    max_norm: float | None = None
+    ema: float | None = None
+
+    def __init_subclass__(cls) -> None:
+        """Show PyTorch's signature, with the arguments that it lacks."""
+        if "__init__" in vars(cls):
+            return
+        own = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
+            for name in ("max_norm", "ema")
+        ]
+        _, *theirs = inspect.signature(super().__init__).parameters.values()
+        cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
+
+    def __init__(
+        self, *args: Any, max_norm: float | None = None, ema: float | None = None, **kwargs: Any
+    ) -> None:
+        who = type(self).__name__
+        if max_norm is not None:
+            self.max_norm = real_in(max_norm, f"{who}: max_norm", "(0, inf)")
+        if ema is not None:
+            self.ema = real_in(ema, f"{who}: ema", "[0, 1]")
+        super().__init__(*args, **kwargs)
+        self._step_supports_amp_scaling = False  # a GradScaler divides the gradients itself
+        if any(group.get("differentiable") for group in self.param_groups):
+            raise ValueError(
+                f"{who}: differentiable is True, but steps are not recorded by autograd; leave it out, or use"
+                f" torch.optim.{who}"
+            )
+
+    def _rule(self, group: Group) -> str:
+        """Return the name of the rule, in csrc/rules, that a parameter group asks for."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule; use fusedstep.torch.Adam or another")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient, in place.
+
+        Args:
+            closure: evaluates the model and computes the gradients.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parts = self._current_parts()
+        if len(parts) > 1:
+            for part in parts:  # before the first one changes anything
+                part.refuse_sparse()
+        for k in range(len(parts)):
+            try:
+                parts[k].step()
+            except _MovedError:
+                parts = self._parts = self._make_parts()
+                parts[k].step()
+        return loss
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The Euclidean norm of all gradients of the last step, before ``max_norm`` clipped them."""
+        return self._parts[0].plan.norm if self._parts else None
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Have the averages that ``ema`` keeps in the parameters, until the end of the ``with`` block.
+
+        Raises:
+            RuntimeError: there are none.
+        """
+        averages = {p: state["ema"] for p, state in self.state.items() if "ema" in state}
+        if not averages:
+            raise RuntimeError(f"{type(self).__name__}.averaged: there are no averages; pass ema=0.999")
+        before = {p: p.detach().clone() for p in averages}
+        for p, average in averages.items():
+            p.copy_(average)
+        try:
+            yield
+        finally:
+            for p, values in before.items():
+                p.copy_(values)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state: of this class, or of PyTorch's of the same name.
+
+        It is copied as it is, where PyTorch would round it to the dtype of the parameters.
+        """
+        given: list[dict[str, Any]] = []  # as the other hooks leave it
+        hook = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        numbers = [number for group in given[0]["param_groups"] for number in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, params, strict=True):
+            for name, value in given[0]["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(self.state[p][name].device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "max_norm": self.max_norm, "ema": self.ema}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._parts = None
+        super().__setstate__(state)
+
+    def _current_parts(self) -> "list[Part]":
+        """Return the parts, made anew where groups, rules or parameters with gradients are others."""
+        groups = [
+            (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"])
+            for g in self.param_groups
+        ]
+        if (
+            self._parts is None
+            or groups != self._seen_groups
+            or any(p.grad is not None for p in self._waiting)
+        ):
+            self._parts = self._make_parts()
+            self._seen_groups = groups
+        return self._parts
+
+    def _make_parts(self) -> "list[Part]":
+        """Sort the parameters that have a gradient, or had one, by what one native call can do."""
+        members: dict[Any, list[tuple[Tensor, Group, str]]] = {}
+        waiting = []
+        for group in self.param_groups:
+            rule, names = self._rule(group), group.get("param_names") or [""] * len(group["params"])
+            for p, name in zip(group["params"], names, strict=True):
+                if p.grad is None and not self.state.get(p):
+                    waiting.append(p)
+                else:
+                    members.setdefault((p.device, rule, bool(group["maximize"])), []).append((p, group, name))
+        if self.max_norm is not None and len(members) > 1:
+            found = ", ".join(f"{rule} on {device}" for device, rule, _ in members)
+            raise ValueError(
+                f"{type(self).__name__}: max_norm is for parameters of one rule on one device, got {found};"
+                " leave it out and call torch.nn.utils.clip_grad_norm_ before the step"
+            )
+        self._waiting = waiting
+        return [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
+
+
+gradient_of = operator.attrgetter("grad")
+
+
+class _MovedError(Exception):
+    """Parameters have other memory than when their part was made."""
+
+
+class Part:
+    """The parameters of one device and rule: one plan, and what PyTorch keeps for each of them."""
+
+    def __init__(
+        self, optimizer: Fused, rule: str, maximize: bool, members: list[tuple[Tensor, Group, str]]
+    ) -> None:
+        self.who = type(optimizer).__name__
+        self.params = [p for p, _, _ in members]
+        self.groups: list[Group] = []
+        for _, group, _ in members:
+            if not any(group is other for other in self.groups):
+                self.groups.append(group)
+        positions = {id(group): k for k, group in enumerate(self.groups)}
+        self.group_of = [positions[id(group)] for _, group, _ in members]
+        self.rule, self.hyperparameters = rule, _native.rules()[rule][1]
+        self.memory = [p.data_ptr() for p in self.params]
+        self.odd = {i: odd for i, p in enumerate(self.params) if (odd := odd_layout(p, self.who)) is not None}
+
+        names = [name for _, _, name in members]
+        variables: list[Any] = list(self.params)
+        for i, odd in self.odd.items():
+            variables[i] = odd.variable
+        self.plan = _native.Plan(
+            self.who,
+            rule,
+            False,
+            optimizer.ema is not None,
+            variables,
+            names if all(names) and len(set(names)) == len(names) else [],
+            {},
+            [],
+        )
+        options = _native.Options()
+        options.maximize = maximize
+        options.global_clipnorm = optimizer.max_norm
+        options.ema_momentum = optimizer.ema
+        self.plan.configure(
+            rule,
+            dict.fromkeys(self.hyperparameters, 0.0),
+            options,
+            [_native.VariableSettings(1.0, 0.0, False)],
+        )
+        self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
+        self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
+        self._adopt(optimizer)
+        self.plan.updates = self.plan.calls = int(self.updates.max())
+        self.absent: list[int] | None = None  # which had no gradient in the last step
+        self.numbers: list[Numbers] = []
+        self.classes: list[tuple[int, int]] = []  # group and updates behind, of each set of coefficients
+        self.members_of: list[Any] = []  # and which parameters with a gradient it has
+
+    def _adopt(self, optimizer: Fused) -> None:
+        """Take over the state that there is, and put live tensors in its place."""
+        names = {slot: optimizer._slots.get(slot, "ema") for slot in self.plan.slot_names}
+        updates, carried = torch.from_numpy(self.updates), torch.from_numpy(self.carried)
+        for i, p in enumerate(self.params):
+            live = {name: self._tensor_of_slot(i, slot) for slot, name in names.items()}
+            if optimizer._counts_in_state:
+                live["step"] = updates[i]
+            if self.rule == "nadam":
+                live["mu_product"] = carried[i]
+            if not live:
+                continue
+            state = optimizer.state[p]
+            for name, tensor in live.items():
+                value = state.get(name)
+                if value is not None:
+                    tensor.copy_(torch.as_tensor(value))
+                    if not optimizer._counts_in_state and name != "ema":
+                        updates[i] = 1  # all that counts there is whether it is the first
+            state.update(live)
+
+    def _tensor_of_slot(self, index: int, slot: str) -> Tensor:
+        tensor = torch.from_dlpack(self.plan.slot(index, slot))
+        odd = self.odd.get(index)
+        return tensor if odd is None else odd.as_parameter(tensor)
+
+    def step(self) -> None:
+        """Make the native call, unless no parameter has a gradient."""
+        grads = list(map(gradient_of, self.params))
+        absent = [i for i, grad in enumerate(grads) if grad is None]
+        if len(absent) == len(grads):
+            return
+        for i, odd in self.odd.items():
+            if grads[i] is not None:
+                odd.read(self.memory[i])
+                grads[i] = odd.gradient(grads[i])
+        self._choose_coefficients(absent)
+        try:
+            self.plan.step(grads, None, 1.0)
+        except (TypeError, ValueError) as error:
+            if self.memory != [p.data_ptr() for p in self.params]:
+                raise _MovedError from error
+            self.refuse_sparse()
+            raise type(error)(str(error).replace(".apply: ", ".step: ", 1)) from None
+        for i, odd in self.odd.items():
+            if grads[i] is not None:
+                odd.write()
+        if absent:
+            for members in self.members_of:
+                self.updates[members] += 1
+            increment_version([p for p, grad in zip(self.params, grads, strict=True) if grad is not None])
+        else:
+            self.updates += 1
+            increment_version(self.params)
+        if self.rule == "nadam":
+            for k, members in enumerate(self.members_of):
+                self.carried[members] = self.plan.carried_of(k)
+
+    def _choose_coefficients(self, absent: list[int]) -> None:
+        """Tell the plan what each parameter is updated with, where that changed."""
+        numbers = [self._numbers(group) for group in self.groups]
+        if absent == self.absent:
+            if numbers != self.numbers:
+                carried = [self.plan.carried_of(k) for k in range(len(self.classes))]
+                self.plan.set_groups(self._sets(numbers, carried), None)
+                self.numbers = numbers
+            return
+        behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
+        keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
+        position = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        self.classes = [(group, late) for group, late, _ in position]
+        of = [position[key] for key in keys]
+        self.plan.set_groups(self._sets(numbers, [carried for _, _, carried in position]), of)
+        given = np.ones(len(of), bool)
+        given[absent] = False
+        self.members_of = [np.flatnonzero((np.array(of) == k) & given) for k in range(len(position))]
+        self.absent, self.numbers = absent, numbers
+
+    def _sets(self, numbers: list[Numbers], carried: list[float]) -> list[_native.Group]:
+        return [
+            _native.Group(*numbers[group], late, product)
+            for (group, late), product in zip(self.classes, carried, strict=True)
+        ]
+
+    def _numbers(self, group: Group) -> Numbers:
+        """Return learning rate, decoupled decay, L2 penalty and the rule's hyperparameters."""
+        decay = float(group["weight_decay"])
+        decoupled = group.get("decoupled_weight_decay", False)
+        return (
+            float(group["lr"]),
+            decay if decoupled else 0.0,
+            0.0 if decoupled else decay,
+            [float(NUMBERS[name](group)) for name in self.hyperparameters],
+        )
+
+    def refuse_sparse(self) -> None:
+        """Raise where a gradient is sparse."""
+        for p in self.params:
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise TypeError(
+                    f"{self.who}.step: the gradient of a parameter of shape {tuple(p.shape)} has the layout"
+                    f" {p.grad.layout}, but must be dense; pass sparse=False to its layer"
+                ) from None
+
+
+class Permuted:
+    """A parameter without gaps whose axes lie in another order, as in channels_last: updated as it lies."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.p = p
+        self.variable = in_memory_order(p.detach())
+
+    def read(self, memory: int) -> None:
+        """Raise where the parameter has other memory than it had."""
+        if self.p.data_ptr() != memory or self.p.numel() != self.variable.numel():
+            raise _MovedError
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient in the order of the parameter's memory."""
+        if grad.layout != torch.strided:
+            return grad
+        if grad.stride() != self.p.stride():
+            grad = torch.empty_like(self.p, dtype=grad.dtype).copy_(grad)
+        return in_memory_order(grad)
+
+    def write(self) -> None:
+        """Do nothing: the step wrote the parameter."""
+
+    def as_parameter(self, slot: Tensor) -> Tensor:
+        """Return the slot with the parameter's shape and strides."""
+        return slot.as_strided(self.p.shape, self.p.stride())
+
+
+class Gapped:
+    """A parameter with gaps, as a slice of another tensor is: updated through a copy."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.p = p
+        self.variable = p.detach().clone(memory_format=torch.contiguous_format)
+
+    def read(self, memory: int) -> None:
+        """Copy the parameter, or raise where it has other memory than it had."""
+        if self.p.data_ptr() != memory or self.p.shape != self.variable.shape:
+            raise _MovedError
+        self.variable.copy_(self.p)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient."""
+        return grad
+
+    def write(self) -> None:
+        """Copy the result back."""
+        self.p.copy_(self.variable)
+
+    def as_parameter(self, slot: Tensor) -> Tensor:
+        """Return the slot."""
+        return slot
+
+
+def odd_layout(p: Tensor, who: str) -> Permuted | Gapped | None:
+    """Return how a parameter is updated that is not contiguous, None for one that is."""
+    if p.is_complex():
+        raise TypeError(
+            f"{who}.step: a parameter of shape {tuple(p.shape)} has dtype {p.dtype}, but must be real; make"
+            f" it of torch.view_as_real, or use torch.optim.{who}"
+        )
+    if p.is_contiguous():
+        return None
+    return Permuted(p) if torch.empty_like(p).stride() == p.stride() else Gapped(p)
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """Return a tensor without gaps as one row of all that it has."""
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+class SGD(Fused, torch.optim.SGD):
+    """torch.optim.SGD.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> opt = SGD([w], lr=0.5)
+    >>> w.square().sum().backward()
+    >>> opt.step()
+    >>> w.tolist()
+    [0.0, 0.0]
+    """
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "momentum_buffer"}
+    _counts_in_state: ClassVar[bool] = False
+
+    def _rule(self, group: Group) -> str:
+        if group["momentum"] == 0:
+            return "sgd"
+        return "sgd_nesterov" if group["nesterov"] else "sgd_momentum"
+
+
+class Adam(Fused, torch.optim.Adam):
+    """torch.optim.Adam.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> opt = Adam([w], lr=0.5)
+    >>> w.square().sum().backward()
+    >>> opt.step()
+    >>> w.tolist()
+    [0.5, 1.5]
+    """
+
+    _slots: ClassVar[dict[str, str]] = {
+        "momentum": "exp_avg",
+        "velocity": "exp_avg_sq",
+        "velocity_hat": "max_exp_avg_sq",
+    }
+
+    def _rule(self, group: Group) -> str:
+        return "adam_amsgrad" if group["amsgrad"] else "adam"
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """torch.optim.AdamW: Adam with decoupled weight decay.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = AdamW(model.parameters(), lr=1e-3, max_norm=1.0)
+    >>> model(torch.ones(2, 3)).sum().backward()
+    >>> opt.step()
+    >>> opt.gradient_norm is None
+    False
+    """
+
+
+class RMSprop(Fused, torch.optim.RMSprop):
+    """torch.optim.RMSprop; where ``centered`` the variance never falls below 0, of which PyTorch gets NaN."""
+
+    _slots: ClassVar[dict[str, str]] = {
+        "velocity": "square_avg",
+        "average_gradient": "grad_avg",
+        "momentum": "momentum_buffer",
+    }
+
+    def _rule(self, group: Group) -> str:
+        return "rmsprop" + "_centered" * bool(group["centered"]) + "_momentum" * bool(group["momentum"] > 0)
+
+
+class Adagrad(Fused, torch.optim.Adagrad):
+    """torch.optim.Adagrad."""
+
+    _slots: ClassVar[dict[str, str]] = {"accumulator": "sum"}
+
+    def _rule(self, group: Group) -> str:
+        return "adagrad"
+
+
+class Adadelta(Fused, torch.optim.Adadelta):
+    """torch.optim.Adadelta."""
+
+    _slots: ClassVar[dict[str, str]] = {
+        "accumulated_grad": "square_avg",
+        "accumulated_delta_var": "acc_delta",
+    }
+
+    def _rule(self, group: Group) -> str:
+        return "adadelta"
+
+
+class Adamax(Fused, torch.optim.Adamax):
+    """torch.optim.Adamax."""
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "exp_avg", "norm": "exp_inf"}
+
+    def _rule(self, group: Group) -> str:
+        return "adamax"
+
+
+class NAdam(Fused, torch.optim.NAdam):
+    """torch.optim.NAdam; its ``mu_product`` is float64."""
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "exp_avg", "velocity": "exp_avg_sq"}
+
+    def _rule(self, group: Group) -> str:
+        return "nadam"
+
+
+class _WithBetas(torch.optim.Optimizer):
+    """The arguments of the optimizers that PyTorch lacks, with its checks."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor,
+        betas: tuple[float, float],
+        weight_decay: float,
+        maximize: bool,
+        **more: float,
+    ) -> None:
+        who = type(self).__name__
+        defaults = {
+            "lr": real_in(float(lr), f"{who}: lr", "[0, inf)"),
+            "betas": tuple(real_in(beta, f"{who}: betas", "[0, 1)") for beta in betas),
+            "weight_decay": real_in(weight_decay, f"{who}: weight_decay", "[0, inf)"),
+            "decoupled_weight_decay": True,
+            "maximize": maximize,
+            **{name: real_in(value, f"{who}: {name}", "(0, inf)") for name, value in more.items()},
+        }
+        super().__init__(params, defaults)
+
+
+class _Lion(_WithBetas):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, weight_decay, maximize)
+
+
+class _Lamb(_WithBetas):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, weight_decay, maximize, eps=eps)
+
+
+class Lion(Fused, _Lion):
+    """Lion (see :class:`fusedstep.Lion`), which PyTorch lacks, with decoupled weight decay.
+
+    Args:
+        params, lr, betas, weight_decay, maximize: as of torch.optim.AdamW.
+    """
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "exp_avg"}
+
+    def _rule(self, group: Group) -> str:
+        return "lion"
+
+
+class Lamb(Fused, _Lamb):
+    """Lamb (see :class:`fusedstep.Lamb`), which PyTorch lacks, with decoupled weight decay.
+
+    Args:
+        params, lr, betas, eps, weight_decay, maximize: as of torch.optim.AdamW.
+    """
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "exp_avg", "velocity": "exp_avg_sq"}
+
+    def _rule(self, group: Group) -> str:
+        return "lamb"

@@ -1,0 +1,352 @@
+"""fusedstep.keras: Keras' numbers, options and files, and programs as people write them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+if keras.backend.backend() != "torch":
+    pytest.skip("Keras has another backend than torch", allow_module_level=True)
+
+import fusedstep  # noqa: E402
+import fusedstep.keras as adapted  # noqa: E402
+
+Array = npt.NDArray[Any]
+
+# Keras' own: its variables lack NumPy 2's argument `copy`.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+NAMES = [name for name in adapted.__all__ if name != "Fused"]
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "SGD": [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
+    "Adam": [{"amsgrad": True, "beta_1": 0.8}],
+    "RMSprop": [{"momentum": 0.5, "centered": True}],
+    "Adagrad": [{"initial_accumulator_value": 0.5}],
+    "Ftrl": [{"l1_regularization_strength": 0.01, "l2_shrinkage_regularization_strength": 0.01}],
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1},
+    {"clipnorm": 0.5},
+    {"global_clipnorm": 0.5},
+    {"clipvalue": 0.3},
+    {"use_ema": True, "ema_momentum": 0.7},
+    {"use_ema": True, "ema_overwrite_frequency": 2, "weight_decay": 0.1},
+    {"gradient_accumulation_steps": 2, "global_clipnorm": 0.5},
+    {"loss_scale_factor": 4.0},
+]
+CASES = [(name, options) for name in NAMES for options in (*OPTIONS, *VARIANTS.get(name, []))]
+
+
+def normal(shape: Any, seed: int) -> Array:
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape), np.float32)
+
+
+def variables(dtype: str = "float32") -> list[Any]:
+    return [
+        keras.Variable(normal((3, 4), 1), dtype=dtype, name="kernel"),
+        keras.Variable(normal((4,), 2), dtype=dtype, name="bias"),
+    ]
+
+
+def gradients(targets: list[Any], step: int) -> list[Any]:
+    dtypes = [v.value.dtype for v in targets]
+    return [torch.from_numpy(normal(v.shape, 9 * step + i)).to(dtypes[i]) for i, v in enumerate(targets)]
+
+
+def walk(optimizer: Any, targets: list[Any], steps: range) -> None:
+    for step in steps:
+        optimizer.apply(gradients(targets, step), targets)
+
+
+def model(units: tuple[int, ...] = (8, 1), dtype: Any = None) -> Any:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(n, activation="tanh", dtype=dtype) for n in units[:-1]]
+    return keras.Sequential([keras.layers.Input((3,)), *layers, keras.layers.Dense(units[-1], dtype=dtype)])
+
+
+def data() -> tuple[Array, Array]:
+    x = normal((64, 3), 0)
+    return x, (x @ np.array([[1.0], [-2.0], [0.5]], np.float32))
+
+
+def losses(trained: Any, epochs: int = 8) -> list[float]:
+    history = trained.fit(*data(), epochs=epochs, batch_size=16, shuffle=False, verbose=0)
+    return [float(loss) for loss in history.history["loss"]]
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
+def test_as_keras_step_by_step(name: str, options: dict[str, Any]) -> None:
+    arguments = {"learning_rate": 0.01, **options}
+    ours, theirs = variables(), variables()
+    optimizer, peer = getattr(adapted, name)(**arguments), getattr(keras.optimizers, name)(**arguments)
+    for step in range(6):
+        walk(optimizer, ours, range(step, step + 1))
+        walk(peer, theirs, range(step, step + 1))
+        for v, w in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(v.numpy(), w.numpy(), rtol=2e-5, atol=2e-6)
+    assert [tuple(v.shape) for v in optimizer.variables] == [tuple(v.shape) for v in peer.variables]
+    for v, w in zip(optimizer.variables, peer.variables, strict=True):
+        np.testing.assert_allclose(v.numpy(), w.numpy(), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_of_the_class_on_numpy_arrays(name: str) -> None:
+    ours = variables()
+    arrays = [v.numpy().copy() for v in ours]
+    optimizer = getattr(adapted, name)(learning_rate=0.01)
+    cls = optimizer._core_class
+    twin = cls(float(np.float32(0.01)), **optimizer._core_arguments, **optimizer._core_values())
+    for step in range(4):
+        given = gradients(ours, step)
+        optimizer.apply(given, ours)
+        twin.apply([gradient.numpy() for gradient in given], arrays)
+        assert [v.numpy().tobytes() for v in ours] == [array.tobytes() for array in arrays]
+
+
+def test_excluded_from_weight_decay_and_missing_gradients() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        optimizer = library.AdamW(learning_rate=0.1, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        for step in range(4):
+            given = gradients(targets, step)
+            if step == 2:
+                with pytest.warns(UserWarning, match="Gradients do not exist"):
+                    optimizer.apply([given[0], None], targets)
+            else:
+                optimizer.apply(given, targets)
+        both.append([v.numpy() for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+def test_hyperparameters_and_rates_can_change_between_steps() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        optimizer = library.Adam(0.1)
+        walk(optimizer, targets, range(2))
+        optimizer.beta_1 = 0.5
+        optimizer.learning_rate = 0.05
+        walk(optimizer, targets, range(2, 4))
+        both.append([v.numpy() for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+def test_a_schedule() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        walk(library.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)), targets, range(4))
+        both.append([v.numpy() for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+# Precision.
+
+
+def test_a_bfloat16_policy_trains() -> None:
+    """Slots are float32, where Keras' are bfloat16: its second moments stop moving."""
+    targets = [keras.Variable(np.ones(8), dtype="bfloat16", name="w")]
+    optimizer = adapted.Adam(1e-3)
+    for _ in range(400):
+        optimizer.apply([torch.full((8,), 0.5, dtype=torch.bfloat16)], targets)
+    velocity = optimizer._velocities[0]
+    assert velocity.dtype == "float32"
+    np.testing.assert_allclose(velocity.numpy(), 0.25 * (1 - 0.999**400), rtol=1e-4)
+    trained = model(dtype="bfloat16")
+    trained.compile(optimizer=adapted.Adam(0.05), loss="mse")
+    values = losses(trained)
+    assert values[-1] < 0.3 * values[0]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_and_dynamic_loss_scaling(policy: str) -> None:
+    """With mixed_float16, compile wraps the optimizer into Keras' LossScaleOptimizer."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    both = []
+    try:
+        for library in (adapted, keras.optimizers):
+            trained = model()
+            trained.compile(optimizer=library.Adam(0.05), loss="mse")
+            scaled = isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
+            assert scaled == (policy == "mixed_float16")
+            both.append(losses(trained))
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(both[0], both[1], rtol=0.02)
+
+
+def test_a_step_with_an_infinite_gradient_is_left_out() -> None:
+    targets = variables()
+    optimizer = keras.optimizers.LossScaleOptimizer(adapted.Adam(0.1), initial_scale=8.0)
+    walk(optimizer, targets, range(1))
+    before = [v.numpy() for v in targets]
+    given = gradients(targets, 1)
+    given[0][0, 0] = float("inf")
+    optimizer.apply(given, targets)
+    assert all((v.numpy() == b).all() for v, b in zip(targets, before, strict=True))
+    assert float(optimizer.dynamic_scale) == 4.0
+    assert int(optimizer.iterations) == 1
+
+
+# Files.
+
+
+@pytest.mark.parametrize("name", ["Adam", "Nadam", "SGD"])
+def test_a_model_that_is_saved_and_loaded_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    arguments = {"momentum": 0.9} if name == "SGD" else {"use_ema": True}
+    trained = model()
+    trained.compile(optimizer=getattr(adapted, name)(0.05, weight_decay=0.01, **arguments), loss="mse")
+    losses(trained, 2)
+    path = tmp_path / "model.keras"
+    trained.save(path)
+    again = keras.saving.load_model(path)
+    assert type(again.optimizer) is getattr(adapted, name)
+    assert again.optimizer.get_config() == trained.optimizer.get_config()
+    assert losses(again, 3) == losses(trained, 3)
+    for v, w in zip(trained.weights, again.weights, strict=True):
+        assert v.numpy().tobytes() == w.numpy().tobytes()
+
+
+def test_state_of_keras_own_class_can_be_taken_over(tmp_path: Path) -> None:
+    trained = [model(), model()]
+    for one, library in zip(trained, (keras.optimizers, adapted), strict=True):
+        one.compile(optimizer=library.Adam(0.05), loss="mse")
+        losses(one, 1)
+    trained[0].save_weights(tmp_path / "theirs.weights.h5")
+    losses(trained[1], 1)  # away from there
+    trained[1].load_weights(tmp_path / "theirs.weights.h5")
+    for v, w in zip(trained[0].optimizer.variables, trained[1].optimizer.variables, strict=True):
+        np.testing.assert_array_equal(v.numpy(), w.numpy())
+    np.testing.assert_allclose(losses(trained[0], 2), losses(trained[1], 2), rtol=1e-4)
+
+
+# Programs as people write them.
+
+
+def test_a_sequential_model_of_dense_layers() -> None:
+    for optimizer in (adapted.SGD(0.1), adapted.Adam(0.05), "fusedstep>Adam"):
+        trained = model()
+        trained.compile(optimizer=optimizer, loss="mse", metrics=["mae"])
+        assert isinstance(trained.optimizer, adapted.Fused)
+        values = losses(trained)
+        assert values[-1] < values[0]
+        assert trained.evaluate(*data(), verbose=0)[0] < values[0]
+        assert trained.predict(data()[0], verbose=0).shape == (64, 1)
+
+
+def test_fit_as_with_keras_own() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        trained = model()
+        trained.compile(optimizer=library.RMSprop(0.01), loss="mse")
+        both.append(losses(trained))
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-4)
+
+
+def test_switching_from_sgd_to_adam() -> None:
+    trained = model()
+    trained.compile(optimizer=adapted.SGD(0.01), loss="mse")
+    first = losses(trained, 2)
+    trained.compile(optimizer=adapted.Adam(0.05), loss="mse")
+    assert losses(trained, 6)[-1] < first[-1]
+
+
+def test_one_instance_for_two_models() -> None:
+    """Each model has counts and slots of its own, which Keras' optimizers refuse."""
+    optimizer = adapted.Adam(0.05)
+    shared = [model((8, 1)), model((4, 4, 1))]
+    for one in shared:
+        one.compile(optimizer=optimizer, loss="mse")
+    together = [losses(one, 3) for one in shared]
+    alone = []
+    for units in ((8, 1), (4, 4, 1)):
+        one = model(units)
+        one.compile(optimizer=adapted.Adam(0.05), loss="mse")
+        alone.append(losses(one, 3))
+    assert together == alone
+
+
+def test_a_train_step_of_ones_own_with_clipping() -> None:
+    def loss_of(trained: Any) -> Any:
+        x, y = data()
+        return keras.losses.mean_squared_error(
+            keras.ops.convert_to_tensor(y), trained(x, training=True)
+        ).mean()
+
+    both = []
+    for library in (adapted, keras.optimizers):
+        trained, optimizer = model(), library.SGD(0.1, momentum=0.9)
+        for _ in range(5):
+            trained.zero_grad()
+            loss = loss_of(trained)
+            loss.backward()
+            weights = trained.trainable_weights
+            given = [keras.ops.clip(v.value.grad, -0.1, 0.1) for v in weights]
+            with torch.no_grad():
+                optimizer.apply_gradients(zip(given, weights, strict=True))
+        both.append(loss_of(trained).item())
+    assert both[0] == pytest.approx(both[1], rel=1e-4)
+
+
+def test_constraints_and_frozen_layers() -> None:
+    trained = keras.Sequential(
+        [
+            keras.layers.Input((3,)),
+            keras.layers.Dense(4, name="frozen"),
+            keras.layers.Dense(1, kernel_constraint="non_neg"),
+        ]
+    )
+    trained.layers[0].trainable = False
+    trained.compile(optimizer=adapted.Adam(0.1), loss="mse")
+    before = trained.layers[0].kernel.numpy()
+    losses(trained, 2)
+    assert (trained.layers[0].kernel.numpy() == before).all()
+    assert (trained.layers[1].kernel.numpy() >= 0).all()
+
+
+# Refusals.
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"beta_1 must lie in \[0, 1\), got 1\.0"):
+        adapted.Adam(beta_1=1.0)
+    with pytest.raises(NotImplementedError, match=r"Adam\.stateless_apply: steps update variables in place"):
+        adapted.Adam().stateless_apply([], [], [])
+
+
+def test_a_refused_step_changes_nothing() -> None:
+    targets = variables()
+    optimizer = adapted.Adam(0.1)
+    walk(optimizer, targets, range(1))
+    state = [v.numpy() for v in (*targets, *optimizer.variables)]
+    with pytest.raises(ValueError, match=r"Adam.apply: grads\['bias'\] has shape \(5,\), its"):
+        optimizer.apply([torch.zeros(3, 4), torch.zeros(5)], targets)
+    now = [v.numpy() for v in (*targets, *optimizer.variables)]
+    assert all((a == b).all() for a, b in zip(now, state, strict=True))
+
+
+def test_another_backend_is_refused() -> None:
+    program = "import keras\nkeras.backend.backend = lambda: 'jax'\nimport fusedstep.keras\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "RuntimeError: fusedstep.keras: Keras' backend is jax, but must be torch" in done.stderr
+
+
+def test_every_class_of_the_core_that_keras_has_too() -> None:
+    cores = {getattr(adapted, name)._core_class for name in NAMES}
+    assert cores == set(fusedstep.optimizers.ALL)

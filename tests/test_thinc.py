@@ -1,0 +1,239 @@
+"""fusedstep.thinc: thinc's numbers, and pipelines of spaCy that are trained with it."""
+
+import importlib.metadata
+import io
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("thinc", reason="thinc is not installed")
+
+import thinc.api
+import thinc.optimizers
+
+import fusedstep
+import fusedstep.thinc as adapted
+
+Array = npt.NDArray[Any]
+ROOT = Path(__file__).parent.parent
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("Adam", {}),
+    ("Adam", {"learn_rate": 0.01, "L2": 0.01}),
+    ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False}),
+    ("Adam", {"grad_clip": 0.0, "beta1": 0.8, "beta2": 0.99, "eps": 1e-3}),
+    ("Adam", {"use_averages": False, "grad_clip": 0.1}),
+    ("Adam", {"learn_rate": [0.1, 0.05, 0.01], "beta1": [0.9, 0.8], "L2": [0.01, 0.001]}),
+    ("SGD", {"learn_rate": 0.1}),
+    ("SGD", {"learn_rate": 0.1, "L2": 0.001, "grad_clip": 0.5}),
+    ("SGD", {"learn_rate": [0.1, 0.05], "L2": 0.1, "L2_is_weight_decay": False}),
+]
+every_case = pytest.mark.parametrize(("name", "arguments"), CASES, ids=lambda value: str(value))
+
+
+def run(optimizer: Any) -> tuple[list[Array], Any]:
+    """Two parameters, of which one is updated less often."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 6), (6,))]
+    for step in range(12):
+        for name, w in zip("Wb", weights, strict=True):
+            if name == "W" or step > 2:
+                gradient = rng.standard_normal(w.shape).astype(np.float32)
+                same, zeros = optimizer((1, name), w, gradient, lr_scale=1.0 if step < 8 else 0.5)
+                assert np.shares_memory(same, w)
+                assert np.shares_memory(zeros, gradient)
+                assert not gradient.any()
+        optimizer.step_schedules()
+    return weights, optimizer
+
+
+@every_case
+def test_as_thinc(name: str, arguments: dict[str, Any]) -> None:
+    ours, optimizer = run(getattr(adapted, name)(**arguments))
+    theirs, peer = run(getattr(thinc.optimizers, name)(**arguments))
+    for w, v in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(w, v, rtol=3e-5, atol=3e-6)
+    assert optimizer.nr_update == peer.nr_update
+    for attribute in ("mom1", "mom2", "averages"):
+        mine, other = getattr(optimizer, attribute), getattr(peer, attribute)
+        assert (mine is None) == (other is None)
+        for key in other or {}:
+            np.testing.assert_allclose(mine[key].ravel(), other[key].ravel(), rtol=3e-5, atol=3e-6)
+
+
+def test_bits_of_the_class_on_numpy_arrays() -> None:
+    w = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    twin = w.copy()
+    optimizer, core = (
+        adapted.Adam(0.01, grad_clip=0.5),
+        fusedstep.Adam(0.01, epsilon=1e-8, epsilon_hat=True, clipnorm=0.5),
+    )
+    for step in range(5):
+        gradient = np.random.default_rng(step).standard_normal(100).astype(np.float32)
+        core.apply([gradient], [twin])
+        optimizer((0, "W"), w, gradient)
+        assert w.tobytes() == twin.tobytes()
+
+
+def test_state_stays_with_its_key_when_the_weights_are_another_array() -> None:
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.Adam(0.1), np.ones(4, np.float32)
+        for step in range(4):
+            if step == 2:
+                w = w.copy()
+            if step == 3:
+                w = w[:]  # another object over the same memory
+            optimizer((0, "W"), w, np.full(4, step + 1.0, np.float32))
+        both.append(w)
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-5)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="use_radam is True, but there is no rule for it"):
+        adapted.Optimizer(0.1, use_radam=True)
+    optimizer, w = adapted.Adam(0.1), np.ones(4, np.float32)
+    optimizer((0, "W"), w, np.ones(4, np.float32))
+    before = w.copy()
+    with pytest.raises(ValueError, match=r"grads\['W'\] has shape \(3,\), its variable has \(4,\)"):
+        optimizer((0, "W"), w, np.ones(3, np.float32))
+    assert (w == before).all()
+    assert optimizer.nr_update[0, "W"] == 1
+
+
+def test_a_model_of_thinc_learns() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    y = (x @ np.array([[1.0], [-2.0], [0.5]], np.float32)).astype(np.float32)
+    found = []
+    for library in (adapted, thinc.optimizers):
+        thinc.api.fix_random_seed(0)
+        model = thinc.api.chain(thinc.api.Relu(8), thinc.api.Linear())
+        model.initialize(X=x, Y=y)
+        optimizer = library.Adam(0.05)
+        for _ in range(20):
+            guess, backprop = model.begin_update(x)
+            backprop((guess - y) / len(x))
+            model.finish_update(optimizer)
+            optimizer.step_schedules()
+        with model.use_params(optimizer.averages):
+            found.append(float(((model.predict(x) - y) ** 2).mean()))
+    assert found[0] < 0.5 * float((y**2).mean())
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+# Through spaCy.
+
+WORDS = {
+    "NOUN": ["cat", "dog", "tree", "house"],
+    "VERB": ["sees", "likes", "eats"],
+    "ADJ": ["red", "big", "old"],
+}
+GOOD, BAD = ["nice", "great"], ["awful", "poor"]
+
+CONFIG = """
+[nlp]
+lang = "en"
+pipeline = ["tagger", "textcat"]
+
+[components]
+
+[components.tagger]
+factory = "tagger"
+
+[components.textcat]
+factory = "textcat"
+
+[corpora]
+
+[corpora.train]
+@readers = "fusedstep_test.Sentences.v1"
+seed = 0
+
+[corpora.dev]
+@readers = "fusedstep_test.Sentences.v1"
+seed = 1
+
+[training]
+train_corpus = "corpora.train"
+dev_corpus = "corpora.dev"
+max_steps = 20
+eval_frequency = 10
+seed = 0
+gpu_allocator = null
+
+[training.optimizer]
+@optimizers = "{optimizer}"
+L2 = 0.01
+L2_is_weight_decay = true
+grad_clip = 1.0
+
+[training.optimizer.learn_rate]
+@schedules = "warmup_linear.v1"
+warmup_steps = 5
+total_steps = 100
+initial_rate = 0.01
+"""
+
+
+def register_reader() -> None:
+    from spacy.tokens import Doc
+    from spacy.training import Example
+    from spacy.util import registry
+
+    @registry.readers("fusedstep_test.Sentences.v1")
+    def sentences(seed: int) -> Callable[[Any], Iterator[Any]]:
+        def read(nlp: Any) -> Iterator[Any]:
+            choose = random.Random(seed)
+            for k in range(60):
+                tags = ["ADJ", "NOUN", "VERB", "ADJ", "NOUN"]
+                words = [choose.choice(WORDS[tag]) for tag in tags]
+                words.append(choose.choice((GOOD, BAD)[k % 2]))
+                doc = Doc(nlp.vocab, words=words)
+                cats = {"GOOD": float(k % 2 == 0), "BAD": float(k % 2 == 1)}
+                yield Example.from_dict(doc, {"words": words, "tags": [*tags, "ADJ"], "cats": cats})
+
+        return read
+
+
+def train(optimizer: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline that was trained by a config, and its scores."""
+    import spacy
+    from spacy.training.initialize import init_nlp
+    from spacy.training.loop import train as train_spacy
+
+    thinc.api.fix_random_seed(0)
+    config = thinc.api.Config().from_str(CONFIG.replace("{optimizer}", optimizer))
+    nlp, _ = train_spacy(init_nlp(config), stdout=io.StringIO(), stderr=io.StringIO())
+    read = spacy.registry.readers.get("fusedstep_test.Sentences.v1")(1)
+    return nlp, nlp.evaluate(list(read(nlp)))
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_spacy_pipeline_comes_to_the_same_scores() -> None:
+    """A tagger and a text categoriser, from blank models, by a config that names the optimizer."""
+    pytest.importorskip("spacy", reason="spaCy is not installed")
+    register_reader()
+    _, theirs = train("Adam.v1")
+    nlp, ours = train("fusedstep.Adam.v1")
+    for score in ("tag_acc", "cats_score"):
+        assert ours[score] == pytest.approx(theirs[score], abs=0.01)
+        assert ours[score] > 0.9
+    assert nlp("big old cat likes red tree great").cats["GOOD"] > 0.5
+
+
+def test_configs_find_the_optimizers_by_their_names() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python is older than 3.11")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    points = declared["project"]["entry-points"]["thinc_optimizers"]
+    assert points == {f"fusedstep.{name}.v1": f"fusedstep.thinc:{name}" for name in ("Adam", "SGD")}
+    installed = importlib.metadata.entry_points(group="thinc_optimizers")
+    assert set(points) <= {point.name for point in installed}
+    config = {"optimizer": {"@optimizers": "fusedstep.Adam.v1", "learn_rate": 0.5, "grad_clip": 0.25}}
+    optimizer = thinc.api.registry.resolve(config)["optimizer"]
+    assert isinstance(optimizer, adapted.Optimizer)
+    assert (optimizer.learn_rate, optimizer.grad_clip) == (0.5, 0.25)

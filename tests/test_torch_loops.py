@@ -1,0 +1,407 @@
+"""fusedstep.torch in the loops that people have: groups, state, schedulers, scalers, hooks."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import fusedstep.torch as adapted  # noqa: E402
+
+NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam"]
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.01, "momentum": 0.9, "dampening": 0.5},
+    "Adam": {"amsgrad": True},
+    "RMSprop": {"momentum": 0.5, "centered": True},
+}
+
+
+def parameters(count: int = 4, dtype: Any = torch.float32) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(3, k + 1, generator=generator).to(dtype)) for k in range(count)]
+
+
+def set_gradients(params: list[Any], step: int) -> None:
+    generator = torch.Generator().manual_seed(step + 1)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def values(params: list[Any]) -> list[Any]:
+    return [p.detach().clone() for p in params]
+
+
+def equal(first: list[Any], second: list[Any]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+
+
+def assert_close(first: list[Any], second: list[Any], tolerance: float = 2e-5) -> None:
+    for p, q in zip(first, second, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=tolerance, atol=tolerance)
+
+
+def pair(name: str, **arguments: Any) -> tuple[Any, list[Any], Any, list[Any]]:
+    """One optimizer of ours and one of PyTorch's, over equal parameters."""
+    ours, theirs = parameters(), parameters()
+    return (
+        getattr(adapted, name)(ours, **arguments),
+        ours,
+        getattr(torch.optim, name)(theirs, foreach=False, **arguments),
+        theirs,
+    )
+
+
+def walk(optimizer: Any, params: list[Any], steps: range) -> None:
+    for step in steps:
+        set_gradients(params, step)
+        optimizer.step()
+
+
+def native_calls(optimizer: Any) -> int:
+    return len(optimizer._parts)
+
+
+# Groups.
+
+
+def test_groups_with_other_numbers_are_one_native_call() -> None:
+    def groups(params: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {"params": params[:1], "lr": 0.1, "weight_decay": 0.2},
+            {"params": params[1:3], "betas": (0.5, 0.75), "eps": 1e-3},
+            {"params": params[3:]},
+        ]
+
+    ours, theirs = parameters(), parameters()
+    optimizer = adapted.AdamW(groups(ours))
+    peer = torch.optim.AdamW(groups(theirs), foreach=False)
+    for step in range(6):
+        if step == 3:
+            for each in (optimizer, peer):
+                each.param_groups[1]["lr"] = 0.05
+                each.param_groups[2]["betas"] = (0.8, 0.9)
+        walk(optimizer, ours, range(step, step + 1))
+        walk(peer, theirs, range(step, step + 1))
+        assert native_calls(optimizer) == 1
+        assert_close(ours, theirs)
+
+
+def test_groups_with_other_rules() -> None:
+    def groups(params: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {"params": params[:1], "momentum": 0.9, "nesterov": True},
+            {"params": params[1:2], "momentum": 0.9, "dampening": 0.5},
+            {"params": params[2:3], "maximize": True},
+            {"params": params[3:]},
+        ]
+
+    ours, theirs = parameters(), parameters()
+    optimizer, peer = (
+        adapted.SGD(groups(ours), lr=0.1),
+        torch.optim.SGD(groups(theirs), lr=0.1, foreach=False),
+    )
+    walk(optimizer, ours, range(3))
+    walk(peer, theirs, range(3))
+    for each in (optimizer, peer):  # a group that gets a momentum on the way
+        each.param_groups[3]["momentum"] = 0.5
+    walk(optimizer, ours, range(3, 6))
+    walk(peer, theirs, range(3, 6))
+    assert_close(ours, theirs)
+
+
+def test_add_param_group_keeps_the_state() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer, peer = adapted.NAdam(ours[:2]), torch.optim.NAdam(theirs[:2], foreach=False)
+    walk(optimizer, ours, range(3))
+    walk(peer, theirs, range(3))
+    optimizer.add_param_group({"params": ours[2:], "lr": 0.1})
+    peer.add_param_group({"params": theirs[2:], "lr": 0.1})
+    walk(optimizer, ours, range(3, 6))
+    walk(peer, theirs, range(3, 6))
+    assert_close(ours, theirs)
+    assert [optimizer.state[p]["step"].item() for p in ours] == [6, 6, 3, 3]
+
+
+def test_parameters_that_never_have_a_gradient_take_no_memory() -> None:
+    params = parameters()
+    optimizer = adapted.Adam(params)
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    assert list(optimizer.state) == params[:1]
+
+
+def test_no_gradient_at_all_changes_nothing() -> None:
+    params = parameters()
+    optimizer = adapted.Adam(params)
+    walk(optimizer, params, range(1))
+    before = values(params)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert equal(values(params), before)
+    assert optimizer.state[params[0]]["step"].item() == 1
+
+
+# State.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("to_ours", [True, False], ids=["from PyTorch", "to PyTorch"])
+def test_state_is_interchangeable(name: str, to_ours: bool) -> None:
+    """A run that changes classes on the way, through a file, goes on as one that does not."""
+    optimizer, ours, peer, theirs = pair(name, **ARGUMENTS.get(name, {}))
+    for step in range(4):
+        for params, each in ((ours, optimizer), (theirs, peer)):
+            set_gradients(params, step)
+            if step < 2:
+                params[2].grad = None
+            each.step()
+    file = io.BytesIO()
+    torch.save((peer if to_ours else optimizer).state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    params = parameters()
+    with torch.no_grad():
+        for p, q in zip(params, theirs if to_ours else ours, strict=True):
+            p.copy_(q)
+    library = adapted if to_ours else torch.optim
+    after = getattr(library, name)(params)
+    after.load_state_dict(state)
+    walk(after, params, range(4, 8))
+    walk(optimizer, ours, range(4, 8))
+    walk(peer, theirs, range(4, 8))
+    assert_close(params, theirs)
+    assert_close(params, ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy"])
+def test_a_resumed_run_goes_on_to_the_same_bits(way: str, dtype: Any) -> None:
+    """Also of 16-bit parameters, whose slots of float32 PyTorch would round when it loads them."""
+    params = parameters(dtype=dtype)
+    optimizer = adapted.NAdam(params, ema=0.9)
+    walk(optimizer, params, range(4))
+    if way == "state_dict":
+        again = [torch.nn.Parameter(p.detach().clone()) for p in params]
+        other = adapted.NAdam(again, ema=0.9)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    else:
+        other = pickle.loads(pickle.dumps(optimizer)) if way == "pickle" else copy.deepcopy(optimizer)
+        again = other.param_groups[0]["params"]
+        assert other.ema == 0.9
+    walk(optimizer, params, range(4, 8))
+    walk(other, again, range(4, 8))
+    assert equal(params, again)
+    for p, q in zip(params, again, strict=True):
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, other.state[q][key])
+
+
+def test_state_is_live() -> None:
+    params = parameters(1)
+    optimizer = adapted.SGD(params, lr=1.0, momentum=0.5)
+    set_gradients(params, 0)
+    optimizer.step()
+    optimizer.state[params[0]]["momentum_buffer"].zero_()
+    before, gradient = values(params), params[0].grad.clone()
+    optimizer.step()
+    assert torch.equal(params[0], before[0] - gradient)
+
+
+def test_a_parameter_that_gets_other_memory_keeps_its_state() -> None:
+    """As after model.to() or a weight that was loaded by assignment."""
+    optimizer, ours, peer, theirs = pair("Adam")
+    for step in range(4):
+        if step == 2:
+            for params in (ours, theirs):
+                params[1].data = params[1].data.clone() + 1
+        walk(optimizer, ours, range(step, step + 1))
+        walk(peer, theirs, range(step, step + 1))
+    assert_close(ours, theirs)
+    assert optimizer.state[ours[1]]["step"].item() == 4
+
+
+# What stands around a step.
+
+
+def schedulers(optimizer: Any) -> list[Any]:
+    return [
+        torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5),
+    ]
+
+
+def test_schedulers() -> None:
+    optimizer, ours, peer, theirs = pair("AdamW", lr=0.1)
+    for mine, other in zip(schedulers(optimizer), schedulers(peer), strict=True):
+        for step in range(6):
+            walk(optimizer, ours, range(step, step + 1))
+            walk(peer, theirs, range(step, step + 1))
+            mine.step()
+            other.step()
+            assert_close(ours, theirs)
+
+
+def test_a_scheduler_that_cycles_the_momentum() -> None:
+    optimizer, ours, peer, theirs = pair("AdamW", lr=0.1)
+    cycles = [
+        torch.optim.lr_scheduler.OneCycleLR(each, max_lr=0.1, total_steps=8) for each in (optimizer, peer)
+    ]
+    for step in range(7):
+        walk(optimizer, ours, range(step, step + 1))
+        walk(peer, theirs, range(step, step + 1))
+        for cycle in cycles:
+            cycle.step()
+        assert_close(ours, theirs)
+
+
+def test_a_learning_rate_in_a_tensor() -> None:
+    rate = torch.tensor(0.5)
+    params = parameters(1)
+    optimizer = adapted.SGD(params, lr=rate)
+    set_gradients(params, 0)
+    before, gradient = values(params)[0], params[0].grad
+    optimizer.step()
+    rate.fill_(0.25)
+    optimizer.step()
+    assert torch.equal(params[0], (before - 0.5 * gradient) - 0.25 * gradient)
+
+
+def test_grad_scaler() -> None:
+    """Scaled gradients are divided; a step with an infinite one is left out."""
+    optimizer, ours, peer, theirs = pair("Adam", lr=0.1)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2) for _ in range(2)]
+    for step in range(5):
+        for each, params, scaler in ((optimizer, ours, scalers[0]), (peer, theirs, scalers[1])):
+            set_gradients(params, step)
+            scaler.scale(torch.zeros(()))
+            for p in params:
+                p.grad *= scaler.get_scale()
+            if step == 2:
+                params[0].grad[0, 0] = float("inf")
+            scaler.step(each)
+            scaler.update()
+    assert scalers[0].get_scale() == scalers[1].get_scale()
+    assert optimizer.state[ours[0]]["step"].item() == 4
+    assert_close(ours, theirs)
+
+
+def test_hooks_and_closures() -> None:
+    params = parameters()
+    optimizer = adapted.Adam(params)
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        called.append("closure")
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert called == ["before", "closure", "after"]
+    assert all(optimizer.step(closure) < first for _ in range(2))
+
+
+def test_autograd_sees_that_parameters_changed() -> None:
+    w, v = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = adapted.SGD([w], lr=0.1)
+    loss = (w * v).sum()
+    w.grad = torch.ones(2)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# What PyTorch lacks.
+
+
+def test_max_norm_clips_inside_the_step() -> None:
+    _, ours, peer, theirs = pair("SGD", lr=0.1, momentum=0.9)
+    clipping = adapted.SGD(ours, lr=0.1, momentum=0.9, max_norm=0.5)
+    for step in range(4):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        given = ours[0].grad.clone()
+        clipping.step()
+        assert torch.equal(ours[0].grad, given)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+        peer.step()
+        assert clipping.gradient_norm == pytest.approx(norm.item(), rel=1e-6)
+        assert_close(ours, theirs)
+
+
+def test_averages() -> None:
+    params = parameters()
+    optimizer = adapted.SGD(params, lr=0.1, ema=0.75)
+    expected: list[Any] = []
+    for step in range(4):
+        walk(optimizer, params, range(step, step + 1))
+        now = values(params)
+        expected = now if not step else [0.75 * e + 0.25 * v for e, v in zip(expected, now, strict=True)]
+    now = values(params)
+    with optimizer.averaged():
+        assert_close(params, expected, 1e-6)
+    assert equal(params, now)
+
+
+def test_pytorch_has_neither_lion_nor_lamb() -> None:
+    for cls in (adapted.Lion, adapted.Lamb):
+        params = parameters()
+        optimizer = cls(params, lr=0.1, weight_decay=0.01)
+        before = values(params)
+        walk(optimizer, params, range(2))
+        assert not equal(params, before)
+        with pytest.raises(ValueError, match=r"betas must lie in \[0, 1\)"):
+            cls(params, betas=(1.0, 0.9))
+
+
+# Refusals.
+
+
+def test_arguments_are_checked_as_pytorch_does() -> None:
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        adapted.Adam(parameters(), lr=-1.0)
+    with pytest.raises(ValueError, match="Nesterov momentum requires"):
+        adapted.SGD(parameters(), nesterov=True)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        adapted.Adam(parameters(), beta=1)
+    with pytest.raises(ValueError, match=r"Adam: max_norm must lie in \(0, inf\), got 0.0"):
+        adapted.Adam(parameters(), max_norm=0)
+    with pytest.raises(ValueError, match="Adam: differentiable is True"):
+        adapted.Adam(parameters(), differentiable=True)
+
+
+@pytest.mark.parametrize("rules", [1, 2])
+def test_sparse_gradients_are_refused_whole(rules: int) -> None:
+    """Also where a group with another rule would have been updated before."""
+    params = parameters()
+    groups = [{"params": params[:1], "amsgrad": rules == 2}, {"params": params[1:]}]
+    optimizer = adapted.Adam(groups)
+    set_gradients(params, 0)
+    params[1].grad = params[1].grad.to_sparse()
+    before = values(params)
+    with pytest.raises(TypeError, match=r"Adam\.step: the gradient of a parameter of shape \(3, 2\) has"):
+        optimizer.step()
+    assert native_calls(optimizer) == rules
+    assert equal(params, before)
+    assert optimizer.state[params[0]]["step"].item() == 0
+
+
+def test_dtypes_that_are_none_are_refused() -> None:
+    p = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match=r"complex64, but must be real"):
+        adapted.Adam([p]).step()
+
+
+def test_max_norm_needs_one_rule() -> None:
+    params = parameters()
+    optimizer = adapted.Adam([{"params": params[:2], "amsgrad": True}, {"params": params[2:]}], max_norm=1.0)
+    set_gradients(params, 0)
+    with pytest.raises(ValueError, match="max_norm is for parameters of one rule on one device"):
+        optimizer.step()

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.measure import Series
+from bench.contestants import DEEPSPEED, FUSEDSTEP, NUMPY, PAIRS, PYTORCH, SAME_BYTES
 from bench.memory import Memory
-from bench.workloads import DEEPSPEED, FUSEDSTEP, PYTORCH, SAME_BYTES
+from bench.series import Results
 
-Key = tuple[str, str]  # workload and contestant
-Results = dict[Key, Series]  # those that have samples
-
+CONTESTANTS = [FUSEDSTEP, PAIRS, PYTORCH, DEEPSPEED, NUMPY, SAME_BYTES]
 ALLOWED_GROWTH = 1_000_000
 
 
@@ -91,14 +89,9 @@ GOALS = [
 ]
 
 
-def by_key(series: list[Series]) -> Results:
-    """Index the series that have samples."""
-    return {(one.workload, one.contestant): one for one in series if one.samples}
-
-
-def judge(series: list[Series], memory: list[Memory]) -> list[Verdict]:
+def judge(results: Results, memory: list[Memory]) -> list[Verdict]:
     """Say for each goal whether it was reached."""
-    results, verdicts = by_key(series), []
+    verdicts = []
     for goal in GOALS:
         try:
             measured = goal.measure(results)

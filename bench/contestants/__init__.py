@@ -92,7 +92,9 @@ def make(
         raise UnavailableError("only fusedstep's time beside a spinning thread is asked for")
     if entry.environment and dict(entry.environment).items() - os.environ.items():
         return Worker.of(entry.environment).make(name, workload, threads, device, learning_rate)
-    given = Given.of(workload, threads) if learning_rate is None else Given.of(workload, threads, learning_rate)
+    given = (
+        Given.of(workload, threads) if learning_rate is None else Given.of(workload, threads, learning_rate)
+    )
     function: Callable[[Given], Contestant] = getattr(
         importlib.import_module(f"bench.contestants.{entry.module}"), entry.function
     )

@@ -111,7 +111,9 @@ def start(workload: Workload, seed: int = 0) -> tuple[Arrays, list[Any]]:
     rng = np.random.default_rng(seed)
     longest = min(max(math.prod(shape) for shape in workload.shapes), 1 << 20)
     uniform, normal = rng.uniform(1, 2, longest), rng.standard_normal(longest)
-    blocks = {name: (uniform.astype(dtype(name)), normal.astype(dtype(name))) for name in set(workload.dtypes)}
+    blocks = {
+        name: (uniform.astype(dtype(name)), normal.astype(dtype(name))) for name in set(workload.dtypes)
+    }
     offset = workload.condition == "offset"
 
     def filled(shape: Shape, numbers: Array) -> Array:

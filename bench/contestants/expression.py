@@ -69,9 +69,7 @@ def make(xp: Any, given: Given, variables: list[Array], gradients: list[Any]) ->
     given.refuse(optimizers=found, dtypes=("float32", "float64"))
     update = found[workload.optimizer]
     initial = given.definition.arguments.get("initial_accumulator_value", 0)
-    slots = [
-        [xp.full(p.shape, initial, p.dtype) for _ in range(given.definition.slots)] for p in variables
-    ]
+    slots = [[xp.full(p.shape, initial, p.dtype) for _ in range(given.definition.slots)] for p in variables]
     averages = [p.copy() for p in variables] if workload.step == "clip-ema" else []
     t = 0
 

@@ -64,9 +64,7 @@ def kernels(many: bool) -> dict[str, Callable[..., None]]:
 def make(given: Given) -> Contestant:
     """Compile, and step over all arrays in one call."""
     numba = import_peer("numba")
-    given.refuse(
-        optimizers=("adam", "adamw", "momentum", "sgd"), steps=("plain",), dtypes=("float32",)
-    )
+    given.refuse(optimizers=("adam", "adamw", "momentum", "sgd"), steps=("plain",), dtypes=("float32",))
     numba.set_num_threads(min(given.threads, numba.config.NUMBA_NUM_THREADS))
     kernel = kernels(len(given.variables) >= MANY_ARRAYS)[given.workload.optimizer]
     h = given.definition.arguments

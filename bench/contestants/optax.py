@@ -47,7 +47,11 @@ def update_of(name: str, learning_rate: float, arguments: tuple[Any, ...], step:
 def make(given: Given, device: str = "cpu") -> Contestant:
     """Step on a JAX device."""
     jax = import_peer("jax")
-    given.refuse(optimizers=OPTIMIZERS, steps=("plain", "clip", "clip-ema"), dtypes=("float32", "bfloat16", "float16", "mixed"))
+    given.refuse(
+        optimizers=OPTIMIZERS,
+        steps=("plain", "clip", "clip-ema"),
+        dtypes=("float32", "bfloat16", "float16", "mixed"),
+    )
     given.refuse_many_arrays(MOST_ARRAYS)
     opt, update = update_of(
         given.workload.optimizer,
@@ -58,7 +62,9 @@ def make(given: Given, device: str = "cpu") -> Contestant:
     on = jax.devices(device)[0]
     variables, gradients = jax.device_put((given.variables, given.gradients), on, may_alias=False)
     state = jax.device_put(opt.init(variables), on)
-    averages = jax.device_put(given.variables, on, may_alias=False) if given.workload.step == "clip-ema" else None
+    averages = (
+        jax.device_put(given.variables, on, may_alias=False) if given.workload.step == "clip-ema" else None
+    )
 
     def step() -> None:
         nonlocal variables, state, averages

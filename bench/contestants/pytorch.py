@@ -97,8 +97,12 @@ def step_of(given: Given, params: list[Any], opt: Any) -> Any:
 
 def arrays_of(params: list[Any]) -> list[Array]:
     """The parameters' values; 16 bits as float32, which has them all."""
-    return [parameter.detach().float().cpu().numpy() if parameter.element_size() == 2
-            else parameter.detach().cpu().numpy() for parameter in params]
+    return [
+        parameter.detach().float().cpu().numpy()
+        if parameter.element_size() == 2
+        else parameter.detach().cpu().numpy()
+        for parameter in params
+    ]
 
 
 def make(given: Given, setting: str) -> Contestant:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.contestants.contestant import Array, Arrays, Contestant, Given, UnavailableError
+from bench.contestants.contestant import Arrays, Contestant, Given, UnavailableError
 from bench.workloads import slot_bytes
 
 

@@ -11,15 +11,15 @@ def make(given: Given) -> Contestant:
     thinc, h = import_peer("thinc.api"), given.definition.arguments
     plain = {"L2": 0.0, "grad_clip": 0.0, "use_averages": False}
     if given.workload.optimizer == "adam":
-        opt = thinc.Adam(
-            given.learning_rate, beta1=h["beta_1"], beta2=h["beta_2"], eps=h["epsilon"], **plain
-        )
+        opt = thinc.Adam(given.learning_rate, beta1=h["beta_1"], beta2=h["beta_2"], eps=h["epsilon"], **plain)
     else:
         opt = thinc.SGD(given.learning_rate, **plain)
     gradients = [gradient.copy() for gradient in given.gradients]
 
     def step() -> None:
-        for number, (p, g, given_g) in enumerate(zip(given.variables, gradients, given.gradients, strict=True)):
+        for number, (p, g, given_g) in enumerate(
+            zip(given.variables, gradients, given.gradients, strict=True)
+        ):
             np.copyto(g, given_g)
             opt((number, "W"), p, g)
 

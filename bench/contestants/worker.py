@@ -5,7 +5,6 @@ the times.
 """
 
 import atexit
-import functools
 import os
 import weakref
 from multiprocessing import get_context
@@ -16,6 +15,12 @@ from bench.contestants.contestant import Arrays, Contestant, Timed, UnavailableE
 from bench.workloads import Workload
 
 Environment = tuple[tuple[str, str], ...]
+
+
+def stop_workers() -> None:
+    """End all workers."""
+    while _workers:
+        _workers.popitem()[1].stop()
 
 
 class Worker:
@@ -34,13 +39,13 @@ class Worker:
             os.environ.clear()
             os.environ.update(before)
         theirs.close()
-        atexit.register(self.stop)
 
     @classmethod
-    @functools.cache
     def of(cls, environment: Environment) -> "Worker":
         """The worker with this environment: one for all workloads, since imports take seconds."""
-        return cls(environment)
+        if environment not in _workers:
+            _workers[environment] = cls(environment)
+        return _workers[environment]
 
     def make(
         self, name: str, workload: Workload, threads: int, device: str, learning_rate: float | None
@@ -81,6 +86,10 @@ class Worker:
         """End the process; its processor time then counts as ours."""
         self._connection.close()
         self._process.join()
+
+
+_workers: dict[Environment, Worker] = {}
+atexit.register(stop_workers)
 
 
 def serve(connection: Connection) -> None:

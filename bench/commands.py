@@ -1,0 +1,169 @@
+"""What the subcommands do."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import goals as of_goals
+from bench import report
+from bench.compare import print_changes
+from bench.contestants import DEVICES, FUSEDSTEP, KERAS_BACKENDS, YARDSTICKS
+from bench.measure import Settings
+from bench.optimizers import OPTIMIZERS
+from bench.result import Result, UnreadableResultError
+from bench.run import print_result, save
+from bench.run import run as measured_run
+from bench.workloads import CONDITIONS, DTYPES, SETS, STEPS, Group, UnknownWorkloadError, workload
+
+SLOW_TO_START = {f"Keras, {backend}" for backend in KERAS_BACKENDS}
+
+
+def run(options: argparse.Namespace, began: float) -> None:
+    """Measure what was chosen."""
+    names = options.workloads or ["cuda" if options.device == "cuda" else "default"]
+    try:
+        groups = chosen_groups(names, options.optimizers, options.dtypes)
+        contestants = chosen_contestants(options.peers, options.device)
+    except ValueError as error:
+        sys.exit(str(error))
+    settings = Settings(options.device, options.threads, options.rounds, contestants)
+    console = _console()
+    result = measured_run(
+        groups, settings, seconds=options.seconds, began=began, memory=False, console=console
+    )
+    print_result(console, result)
+    save(result, options.output)
+    console.print(f"Every sample is in {options.output}", soft_wrap=True)
+
+
+def goals(options: argparse.Namespace, began: float) -> None:
+    """Measure what the goals are about, and judge; or judge a saved run."""
+    console = _console()
+    if options.file is not None:
+        result = _load(options.file)
+    else:
+        settings = Settings("cpu", options.threads, options.rounds, of_goals.CONTESTANTS)
+        groups = SETS["goals"][1]
+        result = measured_run(
+            groups, settings, seconds=options.seconds, began=began, memory=True, console=console
+        )
+        save(result, options.output)
+    print_result(console, result)
+    report.print_verdicts(console, of_goals.judge(result.by_key, result.memory))
+
+
+def compare(options: argparse.Namespace, began: float) -> None:
+    """Put two saved runs side by side."""
+    print_changes(_console(), _load(options.first), _load(options.second))
+
+
+def plot(options: argparse.Namespace, began: float) -> None:
+    """Draw a saved run."""
+    from bench.plot import draw
+
+    files = draw(_load(options.file), options.folder, options.file)
+    for file in files:
+        print(file)
+
+
+def list_names(options: argparse.Namespace, began: float) -> None:
+    """Print all names."""
+    console = _console()
+    table = Table("set", "what", "workloads", title="Sets of workloads", title_justify="left")
+    for name, (what, groups) in SETS.items():
+        table.add_row(name, what, ", ".join(one for group in groups for one in group))
+    console.print(table)
+    console.print(
+        "A workload is arrays[-optimizer][-dtype][-step][-condition]; arrays are a model (mlp, resnet50, gpt2,"
+        " llama1b, embedding) or COUNTxSIZE."
+    )
+    for what, names in (
+        ("optimizers", OPTIMIZERS),
+        ("dtypes", DTYPES),
+        ("steps", STEPS),
+        ("conditions", CONDITIONS),
+    ):
+        console.print(f"{what}: {', '.join(names)}")
+    for device, entries in DEVICES.items():
+        table = Table("contestant", "here", title=f"Contestants on {device}", title_justify="left")
+        for name, entry in entries.items():
+            missing = entry.missing()
+            table.add_row(name, f"needs {', '.join(missing)}" if missing else "yes")
+        console.print(table)
+
+
+def peers(options: argparse.Namespace, began: float) -> None:
+    """Make an environment that has all peers."""
+    from bench.peers import install
+
+    install(options.folder)
+
+
+def readme(options: argparse.Namespace, began: float) -> None:
+    """Write the figures into the README, or check that it has them."""
+    from bench.readme import check, write
+
+    check() if options.check else write()
+
+
+def guard(options: argparse.Namespace, began: float) -> None:
+    """Count, and compare with what is stored or store it."""
+    from bench.guard import main
+
+    main(options.update)
+
+
+def chosen_groups(
+    names: Group, optimizers: Group | None = None, dtypes: Group | None = None
+) -> tuple[Group, ...]:
+    """The groups of workloads that are named, by themselves or by a set, each with the optimizers and dtypes.
+
+    Raises:
+        UnknownWorkloadError: a name is none.
+    """
+    groups: tuple[Group, ...] = ()
+    for name in names:
+        for group in SETS[name][1] if name in SETS else [[name]]:
+            found = [
+                replace(
+                    measured, optimizer=optimizer or measured.optimizer, dtype=dtype or measured.dtype
+                ).name
+                for measured in map(workload, group)
+                for optimizer in optimizers or [None]
+                for dtype in dtypes or [None]
+            ]
+            groups += (found,)
+    for name in (one for group in groups for one in group):
+        workload(name)  # an optimizer or a dtype may be unknown
+    return groups
+
+
+def chosen_contestants(peers: Group, device: str) -> Group:
+    """Fusedstep, the yardsticks and the peers that are named."""
+    entries = DEVICES[device]
+    always = [name for name in entries if name.startswith(FUSEDSTEP) or name in YARDSTICKS]
+    if peers == ["none"]:
+        return always
+    if peers == ["all"]:
+        return [*entries]
+    if peers == ["usual"]:
+        return [name for name in entries if name not in SLOW_TO_START]
+    unknown = [name for name in peers if name not in entries]
+    if unknown:
+        raise UnknownWorkloadError(f"there is no peer {unknown[0]!r}; there are {', '.join(entries)}")
+    return [name for name in entries if name in always or name in peers]
+
+
+def _load(file: Path) -> Result:
+    try:
+        return Result.load(file)
+    except (OSError, UnreadableResultError) as error:
+        sys.exit(str(error))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 130, highlight=False)

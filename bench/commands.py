@@ -11,7 +11,7 @@ from rich.table import Table
 from bench import goals as of_goals
 from bench import report
 from bench.compare import print_changes
-from bench.contestants import DEVICES, FUSEDSTEP, KERAS_BACKENDS, YARDSTICKS
+from bench.contestants import DEVICES, FUSEDSTEP, KERAS_BACKENDS, YARDSTICKS, UnavailableError
 from bench.measure import Settings
 from bench.optimizers import OPTIMIZERS
 from bench.result import Result, UnreadableResultError
@@ -26,9 +26,13 @@ def run(options: argparse.Namespace, began: float) -> None:
     """Measure what was chosen."""
     names = options.workloads or ["cuda" if options.device == "cuda" else "default"]
     try:
+        if options.device == "cuda":
+            from bench.contestants import cuda
+
+            cuda.check()
         groups = chosen_groups(names, options.optimizers, options.dtypes)
         contestants = chosen_contestants(options.peers, options.device)
-    except ValueError as error:
+    except (UnavailableError, UnknownWorkloadError) as error:
         sys.exit(str(error))
     settings = Settings(options.device, options.threads, options.rounds, contestants)
     console = _console()

@@ -9,6 +9,7 @@ from time import perf_counter
 from bench import machine
 from bench.conditions import before_each_step, beside
 from bench.contestants import DEVICES, YARDSTICKS, Contestant, UnavailableError, make
+from bench.contestants.contestant import first_line
 from bench.errors import error, key
 from bench.series import Series
 from bench.workloads import ONE_BY_ONE, Workload, workload
@@ -119,8 +120,8 @@ class Errors:
                 self._known[place] = error(
                     contestant, place[1], self._settings.threads, self._settings.device
                 )
-            except UnavailableError as refusal:
-                self._known[place] = refusal
+            except Exception as refusal:  # a peer may raise anything
+                self._known[place] = UnavailableError(first_line(refusal))
         known = self._known[place]
         if isinstance(known, UnavailableError):
             raise known
@@ -147,8 +148,8 @@ def prepare(series: Series, measured: Workload, settings: Settings) -> Lane | No
         made = make(series.contestant, measured, threads=settings.threads, device=settings.device)
         made.time(3)
         each = median(run_for(WARM_UP_SECONDS, made))
-    except UnavailableError as refusal:
-        series.absent = str(refusal)
+    except Exception as refusal:  # a peer may raise anything; that is no reason to lose the others' figures
+        series.absent = first_line(refusal)
         return None
     alone = measured.condition in ONE_BY_ONE
     series.steps = 1 if alone else max(round(BLOCK_SECONDS / each), 1)

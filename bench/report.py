@@ -64,12 +64,16 @@ def _cells(one: Series, results: Results) -> list[str]:
     ]
 
 
+def yardstick(one: Series, results: Results) -> Series | None:
+    """The series of the limit on a series' workload; None without one."""
+    places = ((one.workload, name) for name in (DEVICE_COPY, SAME_BYTES))
+    return next((results[place] for place in places if place in results), None)
+
+
 def share(one: Series, results: Results) -> float | None:
     """The speed of a series, where the yardstick's in the same rounds is 1; None without a yardstick."""
-    for yardstick in (DEVICE_COPY, SAME_BYTES):
-        if (one.workload, yardstick) in results:
-            return results[one.workload, yardstick].over(one)
-    return None
+    limit = yardstick(one, results)
+    return None if limit is None else limit.over(one)
 
 
 def _ratio(one: Series, ours: Series | None) -> str:

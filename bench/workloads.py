@@ -153,7 +153,7 @@ SETS: dict[str, tuple[str, list[Group]]] = {
             ["10000x64"],
             ["1x1048576", "1x1048576-cold"],
             ["resnet50"],
-            ["resnet50-clip-ema"],
+            ["resnet50-adamw-clip-ema"],
             ["embedding-sparse"],
             ["resnet50-bfloat16"],
         ],
@@ -169,8 +169,8 @@ SETS: dict[str, tuple[str, list[Group]]] = {
             ["1x1000000"],
             ["resnet50"],
             ["resnet50-bfloat16"],
-            ["resnet50-clip-ema"],
-            ["1000x256-clip-ema"],
+            ["resnet50-adamw-clip-ema"],
+            ["1000x256-adamw-clip-ema"],
             ["gpt2"],
             ["gpt2-bfloat16"],
         ],
@@ -184,7 +184,7 @@ SETS: dict[str, tuple[str, list[Group]]] = {
     "models": ("models", [["mlp"], ["resnet50"], ["gpt2"], ["llama1b"]]),
     "steps": (
         "more than a plain step",
-        [["resnet50"], ["resnet50-clip"], ["resnet50-clip-ema"], ["resnet50-mixed"], ["embedding-sparse"]],
+        [["resnet50"], ["resnet50-clip"], ["resnet50-adamw-clip-ema"], ["resnet50-mixed"], ["embedding-sparse"]],
     ),
     "dtypes": ("dtypes", [[f"resnet50-{dtype}"] if dtype != "float32" else ["resnet50"] for dtype in DTYPES]),
     "optimizers": (

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.contestants.contestant import Contestant, Given, UnavailableError, import_peer
+from bench.contestants.contestant import Contestant, Given, UnavailableError, host_array, start
 from bench.contestants.worker import Worker
+from bench.optimizers import LEARNING_RATE
 from bench.workloads import Workload
 
 FUSEDSTEP = "fusedstep"
@@ -55,18 +56,21 @@ CPU: dict[str, Entry] = {
 }
 
 CUDA: dict[str, Entry] = {
-    FUSEDSTEP: Entry("cuda", "make_fusedstep", ("cupy",)),
-    CUPY: Entry("cuda", "make_expression", ("cupy",)),
-    "CuPy ElementwiseKernel": Entry("cuda", "make_elementwise_kernel", ("cupy",)),
-    PYTORCH: Entry("cuda", "make_torch_fused", ("torch",)),
-    "PyTorch foreach": Entry("cuda", "make_torch_foreach", ("torch",)),
-    "PyTorch default": Entry("cuda", "make_torch_default", ("torch",)),
-    "optax": Entry("cuda", "make_optax", ("jax", "optax")),
-    "apex": Entry("cuda", "make_apex", ("torch", "apex")),
-    "bitsandbytes": Entry("cuda", "make_bitsandbytes", ("torch", "bitsandbytes")),
-    "bitsandbytes, 8 bits": Entry("cuda", "make_bitsandbytes_8_bits", ("torch", "bitsandbytes")),
-    SAME_BYTES: Entry("cuda", "make_same_bytes", ("cupy",)),
-    DEVICE_COPY: Entry("cuda", "make_device_copy", ("cupy",)),
+    name: Entry("cuda", function, ("cupy", *more))
+    for name, (function, *more) in {
+        FUSEDSTEP: ("make_fusedstep",),
+        CUPY: ("make_expression",),
+        "CuPy ElementwiseKernel": ("make_elementwise_kernel",),
+        PYTORCH: ("make_torch_fused", "torch"),
+        "PyTorch foreach": ("make_torch_foreach", "torch"),
+        "PyTorch default": ("make_torch_default", "torch"),
+        "optax": ("make_optax", "jax", "optax"),
+        "apex": ("make_apex", "torch", "apex"),
+        "bitsandbytes": ("make_bitsandbytes", "torch", "bitsandbytes"),
+        "bitsandbytes, 8 bits": ("make_bitsandbytes_8_bits", "torch", "bitsandbytes"),
+        SAME_BYTES: ("make_same_bytes",),
+        DEVICE_COPY: ("make_device_copy",),
+    }.items()
 }
 
 DEVICES = {"cpu": CPU, "cuda": CUDA}
@@ -77,7 +81,7 @@ ONLY_OURS = ("spinner",)
 
 
 def make(
-    name: str, workload: Workload, *, threads: int, device: str = "cpu", learning_rate: float | None = None
+    name: str, workload: Workload, *, threads: int, device: str = "cpu", learning_rate: float = LEARNING_RATE
 ) -> Contestant:
     """Make a contestant with fresh arrays.
 
@@ -92,13 +96,11 @@ def make(
         raise UnavailableError("only fusedstep's time beside a spinning thread is asked for")
     if entry.environment and dict(entry.environment).items() - os.environ.items():
         return Worker.of(entry.environment).make(name, workload, threads, device, learning_rate)
-    given = (
-        Given.of(workload, threads) if learning_rate is None else Given.of(workload, threads, learning_rate)
-    )
-    function: Callable[[Given], Contestant] = getattr(
-        importlib.import_module(f"bench.contestants.{entry.module}"), entry.function
-    )
+    module = importlib.import_module(f"bench.contestants.{entry.module}")
+    filled = module.device_array if device == "cuda" else host_array
+    given = Given(workload, *start(workload, filled), learning_rate, threads)
+    function: Callable[[Given], Contestant] = getattr(module, entry.function)
     return function(given)
 
 
-__all__ = ["Contestant", "Given", "UnavailableError", "import_peer", "make"]
+__all__ = ["Contestant", "Given", "UnavailableError", "make"]

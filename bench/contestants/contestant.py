@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.models import Shape
-from bench.optimizers import LEARNING_RATE, OPTIMIZERS, Definition
+from bench.optimizers import OPTIMIZERS, Definition
 from bench.workloads import Workload, touched
 
 Array = npt.NDArray[Any]
@@ -71,16 +71,10 @@ class Given:
     """What a contestant is made of: the workload, and arrays to take or to copy."""
 
     workload: Workload
-    variables: Arrays
+    variables: list[Any]  # arrays of the device
     gradients: list[Any]  # arrays; or Rows, where the step is sparse
     learning_rate: float
     threads: int
-
-    @classmethod
-    def of(cls, workload: Workload, threads: int, learning_rate: float = LEARNING_RATE) -> "Given":
-        """Make fresh arrays for a workload."""
-        variables, gradients = start(workload)
-        return cls(workload, variables, gradients, learning_rate, threads)
 
     @property
     def definition(self) -> Definition:
@@ -103,45 +97,45 @@ class Given:
             raise UnavailableError(f"compiles for minutes, with more than {most} arrays")
 
 
-def start(workload: Workload, seed: int = 0) -> tuple[Arrays, list[Any]]:
+def host_array(shape: Shape, numbers: Array, offset: bool) -> Array:
+    """Make an array of numbers that are repeated, as NumPy aligns it, or an element after a cache line."""
+    size, itemsize = math.prod(shape), numbers.itemsize
+    array = np.empty(size + (2 * CACHE_LINE // itemsize if offset else 0), numbers.dtype)
+    first = -array.ctypes.data % CACHE_LINE // itemsize + 1 if offset else 0
+    array = array[first : first + size]
+    for begin in range(0, size, numbers.size):
+        part = array[begin : begin + numbers.size]
+        part[...] = numbers[: part.size]
+    return array.reshape(shape)
+
+
+def start(
+    workload: Workload, filled: Callable[[Shape, Array, bool], Any] = host_array
+) -> tuple[list[Any], list[Any]]:
     """Make variables in [1, 2) and gradients from the normal distribution: nothing subnormal, nothing near 0.
 
     Large arrays repeat one block of numbers: how long a step takes does not depend on them.
+
+    Args:
+        workload: what to make them for.
+        filled: makes an array from a shape, numbers to repeat, and whether it begins after a cache line.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     longest = min(max(math.prod(shape) for shape in workload.shapes), 1 << 20)
     uniform, normal = rng.uniform(1, 2, longest), rng.standard_normal(longest)
     blocks = {
         name: (uniform.astype(dtype(name)), normal.astype(dtype(name))) for name in set(workload.dtypes)
     }
     offset = workload.condition == "offset"
-
-    def filled(shape: Shape, numbers: Array) -> Array:
-        array = empty(math.prod(shape), numbers.dtype, offset)
-        for begin in range(0, array.size, longest):
-            part = array[begin : begin + longest]
-            part[...] = numbers[: part.size]
-        return array.reshape(shape)
-
     variables, gradients = [], []
     for shape, name in zip(workload.shapes, workload.dtypes, strict=True):
-        variables.append(filled(shape, blocks[name][0]))
+        variables.append(filled(shape, blocks[name][0], offset))
         if workload.step == "sparse":
             indices = rng.permutation(shape[0])[: touched(shape)]
-            gradients.append((indices, filled((len(indices), *shape[1:]), blocks[name][1])))
+            gradients.append((indices, filled((len(indices), *shape[1:]), blocks[name][1], offset)))
         else:
-            gradients.append(filled(shape, blocks[name][1]))
+            gradients.append(filled(shape, blocks[name][1], offset))
     return variables, gradients
-
-
-def empty(size: int, of: Any, offset: bool) -> Array:
-    """Make an array, as NumPy aligns it; or one that begins an element after a cache line."""
-    if not offset:
-        return np.empty(size, of)
-    itemsize = np.dtype(of).itemsize
-    space = np.empty(size + 2 * CACHE_LINE // itemsize, of)
-    first = -space.ctypes.data % CACHE_LINE // itemsize + 1
-    return space[first : first + size]
 
 
 def dtype(name: str) -> "np.dtype[Any]":
@@ -164,4 +158,6 @@ def import_peer(name: str) -> Any:
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
+    if isinstance(error, UnavailableError):
+        return str(error)
     return f"{type(error).__name__}: {error}".splitlines()[0]

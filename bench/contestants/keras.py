@@ -46,7 +46,8 @@ def make(given: Given) -> Contestant:
         np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables
     ]
     if backend == "jax":
-        return Contestant(*_with_jax(opt, variables, gradients), form)
+        step, values = _with_jax(opt, variables, gradients)
+        return Contestant(step, values, form)
     if backend == "tensorflow":
         return Contestant(_with_tensorflow(given, opt, variables, gradients), values, form)
     if backend == "torch":

@@ -44,14 +44,17 @@ def update_of(name: str, learning_rate: float, arguments: tuple[Any, ...], step:
     return opt, update
 
 
-def make(given: Given, device: str = "cpu") -> Contestant:
-    """Step on a JAX device."""
+def prepare(given: Given, device: str, to_device: Callable[[Any], Any]) -> tuple[Any, Any, Contestant]:
+    """Make a step that does not wait for its end, a function that does, and the contestant of both.
+
+    Args:
+        given: the workload.
+        device: JAX's name of it.
+        to_device: makes JAX's arrays.
+    """
     jax = import_peer("jax")
-    given.refuse(
-        optimizers=OPTIMIZERS,
-        steps=("plain", "clip", "clip-ema"),
-        dtypes=("float32", "bfloat16", "float16", "mixed"),
-    )
+    steps, dtypes = ("plain", "clip", "clip-ema"), ("float32", "bfloat16", "float16", "mixed")
+    given.refuse(optimizers=OPTIMIZERS, steps=steps, dtypes=dtypes)
     given.refuse_many_arrays(MOST_ARRAYS)
     opt, update = update_of(
         given.workload.optimizer,
@@ -59,17 +62,30 @@ def make(given: Given, device: str = "cpu") -> Contestant:
         tuple(given.definition.arguments.items()),
         given.workload.step,
     )
-    on = jax.devices(device)[0]
-    variables, gradients = jax.device_put((given.variables, given.gradients), on, may_alias=False)
-    state = jax.device_put(opt.init(variables), on)
-    averages = (
-        jax.device_put(given.variables, on, may_alias=False) if given.workload.step == "clip-ema" else None
-    )
+    averages = None
+    with jax.default_device(jax.devices(device)[0]):
+        variables, gradients = to_device(given.variables), to_device(given.gradients)
+        state = opt.init(variables)
+        if given.workload.step == "clip-ema":
+            averages = to_device(given.variables)
 
-    def step() -> None:
+    def begin() -> None:
         nonlocal variables, state, averages
         variables, state, averages = update(variables, state, averages, gradients)
+
+    def finish() -> None:
         jax.block_until_ready(variables)
 
+    def step() -> None:
+        begin()
+        finish()
+
     form = {"form": "torch"} if given.workload.optimizer == "momentum" else {}
-    return Contestant(step, lambda: [np.asarray(variable) for variable in variables], form)
+    values = lambda: [np.asarray(variable) for variable in variables]  # noqa: E731
+    return begin, finish, Contestant(step, values, form)
+
+
+def make(given: Given) -> Contestant:
+    """Step on the CPU."""
+    jax = import_peer("jax")
+    return prepare(given, "cpu", lambda arrays: jax.device_put(arrays, may_alias=False))[2]

@@ -48,7 +48,7 @@ class Worker:
         return _workers[environment]
 
     def make(
-        self, name: str, workload: Workload, threads: int, device: str, learning_rate: float | None
+        self, name: str, workload: Workload, threads: int, device: str, learning_rate: float
     ) -> Contestant:
         """Make a contestant there."""
         number, form = self.ask("make", name, workload, threads, device, learning_rate)

@@ -13,6 +13,7 @@ from bench import report
 from bench.compare import print_changes
 from bench.contestants import DEVICES, FUSEDSTEP, KERAS_BACKENDS, YARDSTICKS, UnavailableError
 from bench.measure import Settings
+from bench.models import MODELS
 from bench.optimizers import OPTIMIZERS
 from bench.result import Result, UnreadableResultError
 from bench.run import print_result, save
@@ -82,8 +83,8 @@ def list_names(options: argparse.Namespace, began: float) -> None:
         table.add_row(name, what, ", ".join(one for group in groups for one in group))
     console.print(table)
     console.print(
-        "A workload is arrays[-optimizer][-dtype][-step][-condition]; arrays are a model (mlp, resnet50, gpt2,"
-        " llama1b, embedding) or COUNTxSIZE."
+        "A workload is arrays[-optimizer][-dtype][-step][-condition]; arrays are COUNTxSIZE or a model:"
+        f" {', '.join(MODELS)}."
     )
     for what, names in (
         ("optimizers", OPTIMIZERS),
@@ -133,12 +134,10 @@ def chosen_groups(
     for name in names:
         for group in SETS[name][1] if name in SETS else [[name]]:
             found = [
-                replace(
-                    measured, optimizer=optimizer or measured.optimizer, dtype=dtype or measured.dtype
-                ).name
+                replace(measured, optimizer=optimizer, dtype=dtype).name
                 for measured in map(workload, group)
-                for optimizer in optimizers or [None]
-                for dtype in dtypes or [None]
+                for optimizer in optimizers or [measured.optimizer]
+                for dtype in dtypes or [measured.dtype]
             ]
             groups += (found,)
     for name in (one for group in groups for one in group):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.contestants import YARDSTICKS
-from bench.report import share, time
+from bench.figures import share, time
 from bench.result import Result
 from bench.series import Key
 

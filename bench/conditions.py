@@ -5,10 +5,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from time import sleep
-from typing import Any, ContextManager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ def before_each_step(condition: str) -> Callable[[], object]:
     return {"pauses": lambda: sleep(PAUSE), "cold": evict}.get(condition, lambda: None)
 
 
-def beside(condition: str) -> ContextManager[None]:
+def beside(condition: str) -> AbstractContextManager[None]:
     """What happens beside the steps of a block."""
     if condition == "spinner":
         return spinning_thread()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.contestants import make
-from bench.contestants.contestant import start
+from bench.contestants.contestant import scaling, start
 from bench.contestants.ours import OPTIONS
 from bench.models import Shape
 from bench.optimizers import OPTIMIZERS
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from reference import Reference
 
 STEPS, LEARNING_RATE = 3, 0.1
+FACTOR = -0.5  # of the gradients from step to step: exact in every dtype
 FEW: list[Shape] = [(1000, 3), (7, 9), (64,), (1,)]
 MANY = FEW + [(5,)] * 70
 
@@ -29,7 +30,7 @@ class Small(Workload):
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        """Matrices and vectors, whole cache lines and not; and many, since contestants may do that differently."""
+        """Matrices and vectors, whole cache lines and not; many where the workload has many."""
         return MANY if has_many_arrays(self) else FEW
 
 
@@ -53,7 +54,7 @@ def reference() -> "type[Reference]":
 
 
 def error(name: str, workload: Workload, threads: int, device: str = "cpu") -> float:
-    """Return the largest relative difference of a contestant's variables from the definition's, after 3 steps.
+    """Return the largest relative difference of a contestant's variables from the definition's after 3 steps.
 
     The definition is that of the form in which the contestant has the optimizer, where it has several.
 
@@ -64,6 +65,7 @@ def error(name: str, workload: Workload, threads: int, device: str = "cpu") -> f
     contestant = make(name, small, threads=threads, device=device, learning_rate=LEARNING_RATE)
     for _ in range(STEPS):
         contestant.step()
+        contestant.scale(FACTOR)
     expected = definition(small, contestant.form)
     found = [np.asarray(variable).astype(np.float64) for variable in contestant.variables()]
     return max(float(np.max(np.abs(p - q) / np.abs(p))) for p, q in zip(expected, found, strict=True))
@@ -74,16 +76,19 @@ def definition(workload: Workload, form: dict[str, Any]) -> list[Any]:
     options = {name: value for name, value in OPTIONS[workload.step].items() if name != "lazy"}
     optimizer = OPTIMIZERS[workload.optimizer].build(LEARNING_RATE, **options, **form)
     variables, gradients = start(workload)
+    scale = scaling(gradients)
     if workload.step != "sparse":
         steps = reference()(optimizer, variables)
         for _ in range(STEPS):
             steps.apply(gradients)
+            scale(FACTOR)
         return [variable.astype(np.float64) for variable in steps.variables]
     # The same rows in each step: they are as if there were no others.
     touched = [variable[indices] for variable, (indices, _) in zip(variables, gradients, strict=True)]
     steps = reference()(optimizer, touched)
     for _ in range(STEPS):
         steps.apply([rows for _, rows in gradients])
+        scale(FACTOR)
     for variable, (indices, _), rows in zip(variables, gradients, steps.variables, strict=True):
         variable[indices] = rows
     return [variable.astype(np.float64) for variable in variables]

@@ -65,7 +65,7 @@ def version(package: str) -> str | None:
 
 
 def caches() -> dict[str, int]:
-    """Return the bytes of each cache for data that the first core sees, from the smallest; none if unknown."""
+    """Return the bytes of each cache for data that the first core sees; none where Linux does not tell."""
     found = {}
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))

@@ -1,4 +1,4 @@
-"""Pictures of a saved run, SVG and PNG, without a background and in colours that read on white and on black."""
+"""Pictures of a saved run, SVG and PNG, without a background, in colours that read on white and on black."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,19 +9,19 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bench.contestants import FUSEDSTEP, YARDSTICKS
-from bench.report import share, yardstick
+from bench.figures import share, yardstick
 from bench.result import Result
 from bench.series import Series
 from bench.workloads import workload
 
 INK = "#767b83"  # text and axes
 COLOURS = ["#e8590c", "#3b82d6", "#2f9e63", "#b05fd0", "#d6457f", "#97830f", "#0f98a8", "#8b7566", "#767b83"]
-STYLE = {
+STYLE: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -98,7 +98,7 @@ def counts(result: Result) -> Figure | None:
     figure, axes = _figure(f"One step over arrays of {size} elements, {machine_of(result)}")
     _lines(axes, result, points, lambda one: (one.spread.first, one.median, one.spread.third))
     axes.set(xscale="log", yscale="log", xlabel="number of arrays", ylabel="seconds per step")
-    axes.legend()
+    _legend(figure)
     return figure
 
 
@@ -130,56 +130,62 @@ def sizes(result: Result) -> Figure | None:
     axes.set(
         xscale="log",
         xlabel="bytes of variable, gradient and slots",
-        ylabel="speed, where the loop that moves the same bytes is 1",
+        ylabel="speed; the same-bytes loop is 1",
         ylim=(0, None),
     )
-    axes.legend()
+    _legend(figure)
     return figure
 
 
 def bars(result: Result) -> Figure | None:
     """How many times as long as fusedstep each peer takes, for each workload."""
     results, colour = result.by_key, colours(result)
-    rows = [name for name in result.workloads if (name, FUSEDSTEP) in results]
     peers = [name for name in result.contestants if not name.startswith(FUSEDSTEP) and name not in YARDSTICKS]
-    if not rows or not peers:
+    bars_of = {
+        name: [
+            (peer, results[name, peer].ratios(results[name, FUSEDSTEP]))
+            for peer in peers
+            if (name, peer) in results
+        ]
+        for name in result.workloads
+        if (name, FUSEDSTEP) in results
+    }
+    rows = {name: of_one for name, of_one in bars_of.items() if of_one}
+    if not rows:
         return None
-    figure, axes = _figure(
-        f"Times as long as fusedstep, {machine_of(result)}", height=1 + 0.2 * len(rows) * len(peers)
-    )
-    width = 0.8 / len(peers)
-    for place, peer in enumerate(peers):
-        for row, name in enumerate(rows):
-            one = results.get((name, peer))
-            if one is None:
-                continue
-            spread = one.ratios(results[name, FUSEDSTEP])
-            at = row + (place - (len(peers) - 1) / 2) * width
-            axes.barh(at, spread.median - 1, width * 0.9, left=1, color=colour[peer])
+    count = sum(map(len, rows.values())) + len(rows)
+    figure, axes = _figure(f"Times as long as fusedstep, {machine_of(result)}", height=1.5 + 0.18 * count)
+    at, ticks = 0.0, []
+    for name, of_one in rows.items():
+        limit = share(results[name, FUSEDSTEP], results)
+        label = name if limit is None else f"{name}\n{limit:.2f} of the limit"
+        ticks.append((at + (len(of_one) - 1) / 2, label))
+        for peer, spread in of_one:
+            axes.barh(at, spread.median - 1, 0.85, left=1, color=colour[peer])
             axes.plot([spread.first, spread.third], [at, at], color=INK, linewidth=1)
-            end = max(spread.third, 1)
-            axes.annotate(f" {spread.median:.3g}", (end, at), va="center", fontsize=7)
-    handles = [axes.barh(0, 0, color=colour[peer], label=peer) for peer in peers]
+            axes.annotate(f" {spread.median:.3g}", (max(spread.third, 1), at), va="center", fontsize=7)
+            at += 1
+        at += 1
     axes.axvline(1, color=colour[FUSEDSTEP], linewidth=2, label=FUSEDSTEP)
-    limits = [share(results[name, FUSEDSTEP], results) for name in rows]
-    labels = [
-        name if limit is None else f"{name}\n{limit:.2f} of the limit"
-        for name, limit in zip(rows, limits, strict=True)
-    ]
-    axes.set_yticks(range(len(rows)), labels)
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="times as long as fusedstep, and quartiles")
-    axes.legend(loc="lower right", ncols=1 if len(handles) < 6 else 2)
+    for peer in peers:
+        axes.barh(0, 0, color=colour[peer], label=peer)
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.set(xscale="log", xlabel="times as long as fusedstep, between quartiles", ylim=(at - 1, -1))
+    _legend(figure)
     return figure
 
 
 PICTURES: dict[str, Callable[[Result], Figure | None]] = {"counts": counts, "sizes": sizes, "bars": bars}
 
 
-def _figure(title: str, height: float = 4.5) -> tuple[Figure, Axes]:
+def _figure(title: str, height: float = 5) -> tuple[Figure, Axes]:
     figure, axes = pyplot.subplots(figsize=(8, max(height, 3)))
     axes.set_title(title)
     return figure, axes
+
+
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="outside lower center", ncols=4)
 
 
 def _plain_arrays(result: Result) -> Iterator[tuple[int, int, Series]]:
@@ -206,6 +212,6 @@ def _lines(
         ]
         if line:
             x, first, middle, third = zip(*line, strict=True)
-            style = {"linewidth": 2.5 if name == FUSEDSTEP else 1.2, "color": colour[name]}
+            style: dict[str, Any] = {"linewidth": 2.5 if name == FUSEDSTEP else 1.2, "color": colour[name]}
             axes.plot(x, middle, marker="o", markersize=3, label=name, **style)
             axes.fill_between(x, first, third, color=colour[name], alpha=0.2, linewidth=0)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from bench.contestants import DEEPSPEED, FUSEDSTEP, NUMPY, PYTORCH
-from bench.report import number, share, short, time
+from bench.figures import number, share, short, time
 from bench.result import Result
 
 ROOT = Path(__file__).parent.parent

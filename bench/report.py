@@ -6,7 +6,8 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from bench.contestants import DEVICE_COPY, FUSEDSTEP, SAME_BYTES
+from bench.contestants import FUSEDSTEP
+from bench.figures import number, ratio, share, time
 from bench.goals import Verdict
 from bench.result import Result
 from bench.series import Results, Series, Spread
@@ -42,10 +43,10 @@ def print_figures(console: Console, result: Result) -> None:
         table.add_section()
     console.print(table)
     console.print(
-        "times fusedstep: the median over the rounds of this time over fusedstep's in the same round, and the"
-        " quartiles; = where they lie on both sides of 1. of the limit: the speed, where that of the loop that"
-        " only moves the same bytes is 1. error: the largest relative difference of the variables from the"
-        " definition's after three steps. ~: quartiles so far apart that the machine was too noisy to tell."
+        "times fusedstep: the median over the rounds of this time over fusedstep's in the same round, and"
+        " quartiles; = where they lie on both sides of 1. of the limit: the speed, where that of the loop"
+        " that only moves the same bytes is 1. error: the largest relative difference of the variables from"
+        " the definition's after three steps. ~: quartiles too far apart to tell."
     )
     if on_gpu:
         console.print("call: how long the call kept the host.")
@@ -64,28 +65,10 @@ def _cells(one: Series, results: Results) -> list[str]:
     ]
 
 
-def yardstick(one: Series, results: Results) -> Series | None:
-    """The series of the limit on a series' workload; None without one."""
-    places = ((one.workload, name) for name in (DEVICE_COPY, SAME_BYTES))
-    return next((results[place] for place in places if place in results), None)
-
-
-def share(one: Series, results: Results) -> float | None:
-    """The speed of a series, where the yardstick's in the same rounds is 1; None without a yardstick."""
-    limit = yardstick(one, results)
-    return None if limit is None else limit.over(one)
-
-
 def _ratio(one: Series, ours: Series | None) -> str:
     if ours is None or one is ours:
         return ""
     return ratio(one.ratios(ours))
-
-
-def ratio(spread: Spread) -> str:
-    """A ratio with its quartiles."""
-    equal = "" if spread.tells else "= "
-    return f"{equal}{short(spread.median)} ({short(spread.first)} - {short(spread.third)})"
 
 
 def _host(one: Series) -> str:
@@ -118,9 +101,9 @@ def print_means(console: Console, result: Result) -> None:
     if not with_means:
         return
     console.print(
-        f"In the conditions {', '.join(ONE_BY_ONE)} steps are timed one by one: their median leaves out the few"
-        " that were held up, the mean has them. (Python's threads take turns of 5 ms, so with a spinner a step"
-        " now and then waits that long, in any program.)"
+        f"In the conditions {', '.join(ONE_BY_ONE)} steps are timed one by one: their median leaves out the"
+        " few that were held up, the mean has them. (Python's threads take turns of 5 ms, so with a spinner a"
+        " step now and then waits that long, in any program.)"
     )
     for one in with_means:
         times = f"median {time(one.median)}, mean {time(mean(one.means))}"
@@ -154,23 +137,3 @@ def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
     not_measured = sum(verdict.reached is None for verdict in verdicts)
     if not_measured:
         console.print(f"{not_measured} goals were not measured.")
-
-
-def number(value: float) -> str:
-    """An error: 0, or a power of ten."""
-    return "0" if value == 0 else f"{value:.0e}"
-
-
-def short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def time(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    microseconds = 1e6 * seconds
-    if microseconds < 1000:
-        return f"{microseconds:.3g} µs"
-    if microseconds < 1e6:
-        return f"{microseconds / 1e3:.3g} ms"
-    return f"{seconds:.3g} s"

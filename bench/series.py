@@ -1,4 +1,4 @@
-"""The samples of a contestant on a workload, and what follows from them: medians, quartiles, ratios in pairs."""
+"""The samples of a contestant on a workload, and what follows: medians, quartiles, ratios in pairs."""
 
 from dataclasses import dataclass, field
 from statistics import median, quantiles

@@ -184,7 +184,13 @@ SETS: dict[str, tuple[str, list[Group]]] = {
     "models": ("models", [["mlp"], ["resnet50"], ["gpt2"], ["llama1b"]]),
     "steps": (
         "more than a plain step",
-        [["resnet50"], ["resnet50-clip"], ["resnet50-adamw-clip-ema"], ["resnet50-mixed"], ["embedding-sparse"]],
+        [
+            ["resnet50"],
+            ["resnet50-clip"],
+            ["resnet50-adamw-clip-ema"],
+            ["resnet50-mixed"],
+            ["embedding-sparse"],
+        ],
     ),
     "dtypes": ("dtypes", [[f"resnet50-{dtype}"] if dtype != "float32" else ["resnet50"] for dtype in DTYPES]),
     "optimizers": (

@@ -36,6 +36,17 @@ class Timed(NamedTuple):
     host: float | None = None
 
 
+def scaling(gradients: list[Any]) -> Callable[[float], None]:
+    """A function that multiplies gradients of NumPy or CuPy in place."""
+
+    def scale(factor: float) -> None:
+        for gradient in gradients:
+            values = gradient[1] if isinstance(gradient, tuple) else gradient
+            values *= values.dtype.type(factor)
+
+    return scale
+
+
 def host_clock(step: Callable[[], object], steps: int) -> Timed:
     """Take some steps, which are done when they return."""
     start = perf_counter()
@@ -51,6 +62,8 @@ class Contestant:
     Attributes:
         step: takes a step.
         variables: returns the variables as NumPy arrays.
+        scale: multiplies the gradients by a number. Where they are the same in each step, Adam's result does
+            not depend on its decay rates, and an error would not be seen.
         form: arguments that say in which of its forms the optimizer is: they are for the definition that
             its results are compared with.
         clock: takes some steps and tells the time of one.
@@ -58,6 +71,7 @@ class Contestant:
 
     step: Callable[[], object]
     variables: Callable[[], Arrays]
+    scale: Callable[[float], object]
     form: dict[str, Any] = field(default_factory=dict)
     clock: Callable[[Callable[[], object], int], Timed] = host_clock
 

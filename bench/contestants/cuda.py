@@ -22,6 +22,7 @@ from bench.contestants.contestant import (
     Timed,
     UnavailableError,
     import_peer,
+    scaling,
 )
 from bench.models import Shape
 from bench.workloads import Workload, slot_bytes
@@ -138,7 +139,7 @@ def make_elementwise_kernel(given: Given) -> Contestant:
         for p, g, (m, v) in zip(given.variables, given.gradients, slots, strict=True):
             kernel(g, a, r, b1, b2, h["epsilon"], p, m, v)
 
-    return _on_gpu(Contestant(step, list), given.variables)
+    return _on_gpu(Contestant(step, list, scaling(given.gradients)), given.variables)
 
 
 def _tensor(array: Any) -> Any:
@@ -154,9 +155,22 @@ def _parameters(given: Given) -> list[Any]:
     made = []
     for variable, gradient in zip(given.variables, given.gradients, strict=True):
         parameter = torch.nn.Parameter(_tensor(variable))
-        parameter.grad = _tensor(gradient)
+        # PyTorch clips in place, and the given gradients are needed for errors.
+        parameter.grad = _tensor(gradient).clone() if given.workload.reads_twice else _tensor(gradient)
         made.append(parameter)
     return made
+
+
+def _scaling(given: Given, params: list[Any]) -> Callable[[float], None]:
+    scale_given = scaling(given.gradients)  # the parameters' own, where nothing clips
+
+    def scale(factor: float) -> None:
+        scale_given(factor)
+        if given.workload.reads_twice:
+            for parameter, gradient in zip(params, given.gradients, strict=True):
+                parameter.grad.copy_(_tensor(gradient))
+
+    return scale
 
 
 def _torch(given: Given, setting: str) -> Contestant:
@@ -164,7 +178,7 @@ def _torch(given: Given, setting: str) -> Contestant:
     params = _parameters(given)
     opt, form = pytorch.optimizer(given, params, setting)
     step = pytorch.step_of(given, params, opt)
-    return Contestant(step, lambda: pytorch.arrays_of(params), form, event_clock)
+    return Contestant(step, lambda: pytorch.arrays_of(params), _scaling(given, params), form, event_clock)
 
 
 def make_torch_fused(given: Given) -> Contestant:
@@ -209,6 +223,11 @@ def make_optax(given: Given) -> Contestant:
     return replace(made, clock=clock)
 
 
+def _of_parameters(given: Given, opt: Any, params: list[Any]) -> Contestant:
+    values = lambda: pytorch.arrays_of(params)  # noqa: E731
+    return Contestant(opt.step, values, _scaling(given, params), clock=event_clock)
+
+
 def make_apex(given: Given) -> Contestant:
     """apex.optimizers.FusedAdam."""
     given.refuse(optimizers=("adam", "adamw"), steps=("plain",))
@@ -222,7 +241,7 @@ def make_apex(given: Given) -> Contestant:
         adam_w_mode=given.workload.optimizer == "adamw",
         weight_decay=h.get("weight_decay", 0.0),
     )
-    return Contestant(opt.step, lambda: pytorch.arrays_of(params), clock=event_clock)
+    return _of_parameters(given, opt, params)
 
 
 def _bitsandbytes(given: Given, name: str) -> Contestant:
@@ -231,7 +250,7 @@ def _bitsandbytes(given: Given, name: str) -> Contestant:
     params = _parameters(given)
     betas = h["beta_1"], h["beta_2"]
     opt = getattr(optim, name)(params, lr=given.learning_rate, betas=betas, eps=h["epsilon"])
-    return Contestant(opt.step, lambda: pytorch.arrays_of(params), clock=event_clock)
+    return _of_parameters(given, opt, params)
 
 
 def make_bitsandbytes(given: Given) -> Contestant:
@@ -266,7 +285,7 @@ def make_same_bytes(given: Given) -> Contestant:
     given.gradients.clear()
     g, p = cupy.ones(elements, unsigned), cupy.ones(elements, unsigned)
     m, v = cupy.ones(elements, in_slots), cupy.ones(elements, in_slots)
-    return Contestant(lambda: kernel(g, p, m, v), list, clock=event_clock)
+    return Contestant(lambda: kernel(g, p, m, v), list, scaling([]), clock=event_clock)
 
 
 def make_device_copy(given: Given) -> Contestant:
@@ -281,7 +300,7 @@ def make_device_copy(given: Given) -> Contestant:
     def step() -> None:
         copy_async(copy.data.ptr, source.data.ptr, half, kind, 0)
 
-    return Contestant(step, list, clock=event_clock)
+    return Contestant(step, list, scaling([]), clock=event_clock)
 
 
 def check() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from bench.contestants.contestant import Contestant, Given, UnavailableError, first_line, import_peer
-from bench.contestants.pytorch import arrays_of, parameters
+from bench.contestants.pytorch import arrays_of, parameters, scaling_of
 
 
 def make(given: Given) -> Contestant:
@@ -25,4 +25,4 @@ def make(given: Given) -> Contestant:
             )
     except Exception as error:  # whatever goes wrong in its build
         raise UnavailableError(first_line(error)) from error
-    return Contestant(opt.step, lambda: arrays_of(params))
+    return Contestant(opt.step, lambda: arrays_of(params), scaling_of(given, params))

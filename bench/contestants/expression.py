@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench.contestants.contestant import Contestant, Given
+from bench.contestants.contestant import Contestant, Given, scaling
 from bench.optimizers import CLIP_NORM, EMA
 
 Array = Any  # of NumPy or CuPy
@@ -96,4 +96,6 @@ def make(xp: Any, given: Given, variables: list[Array], gradients: list[Any]) ->
             for slot, slot_row in zip(s, slot_rows, strict=True):
                 slot[indices] = slot_row
 
-    return Contestant(sparse_step if workload.step == "sparse" else step, lambda: variables)
+    return Contestant(
+        sparse_step if workload.step == "sparse" else step, lambda: variables, scaling(gradients)
+    )

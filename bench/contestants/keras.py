@@ -45,14 +45,18 @@ def make(given: Given) -> Contestant:
     values: Callable[[], list[Array]] = lambda: [  # noqa: E731
         np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables
     ]
+
+    def scale(factor: float) -> None:
+        gradients[:] = [gradient * factor for gradient in gradients]
+
     if backend == "jax":
         step, values = _with_jax(opt, variables, gradients)
-        return Contestant(step, values, form)
+        return Contestant(step, values, scale, form)
     if backend == "tensorflow":
-        return Contestant(_with_tensorflow(given, opt, variables, gradients), values, form)
+        return _with_tensorflow(given, opt, variables, values, form)
     if backend == "torch":
         import_peer("torch").set_num_threads(given.threads)
-    return Contestant(lambda: opt.apply(gradients, variables), values, form)
+    return Contestant(lambda: opt.apply(gradients, variables), values, scale, form)
 
 
 def _with_jax(opt: Any, variables: list[Any], gradients: list[Any]) -> Any:
@@ -70,12 +74,19 @@ def _with_jax(opt: Any, variables: list[Any], gradients: list[Any]) -> Any:
     return step, lambda: [np.asarray(value) for value in values]
 
 
-def _with_tensorflow(given: Given, opt: Any, variables: list[Any], gradients: list[Any]) -> Any:
+def _with_tensorflow(
+    given: Given, opt: Any, variables: list[Any], values: Callable[[], list[Array]], form: dict[str, Any]
+) -> Contestant:
     """In tf.function, compiled by XLA."""
     tensorflow = import_peer("tensorflow")
+    gradients = [tensorflow.Variable(gradient) for gradient in given.gradients]
 
     @tensorflow.function(jit_compile=True)  # type: ignore[untyped-decorator]
     def step() -> None:
-        opt.apply(gradients, variables)
+        opt.apply([tensorflow.convert_to_tensor(gradient) for gradient in gradients], variables)
 
-    return step
+    def scale(factor: float) -> None:
+        for gradient in gradients:
+            gradient.assign(gradient * factor)
+
+    return Contestant(step, values, scale, form)

@@ -80,9 +80,13 @@ def prepare(given: Given, device: str, to_device: Callable[[Any], Any]) -> tuple
         begin()
         finish()
 
+    def scale(factor: float) -> None:
+        nonlocal gradients
+        gradients = [gradient * factor for gradient in gradients]
+
     form = {"form": "torch"} if given.workload.optimizer == "momentum" else {}
     values = lambda: [np.asarray(variable) for variable in variables]  # noqa: E731
-    return begin, finish, Contestant(step, values, form)
+    return begin, finish, Contestant(step, values, scale, form)
 
 
 def make(given: Given) -> Contestant:

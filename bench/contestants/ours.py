@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import fusedstep
-from bench.contestants.contestant import Contestant, Given
+from bench.contestants.contestant import Contestant, Given, scaling
 from bench.optimizers import CLIP_NORM, EMA
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -22,11 +22,13 @@ def build(given: Given) -> fusedstep.Optimizer:
 
 def make(given: Given) -> Contestant:
     """Step with lists: one call for all arrays."""
-    return Contestant(partial(build(given).apply, given.gradients, given.variables), lambda: given.variables)
+    step = partial(build(given).apply, given.gradients, given.variables)
+    return Contestant(step, lambda: given.variables, scaling(given.gradients))
 
 
 def make_of_pairs(given: Given) -> Contestant:
     """Step with pairs, as Keras' users write it."""
     opt = build(given)
     pairs = given.gradients, given.variables
-    return Contestant(lambda: opt.apply_gradients(zip(*pairs, strict=True)), lambda: given.variables)
+    step = lambda: opt.apply_gradients(zip(*pairs, strict=True))  # noqa: E731
+    return Contestant(step, lambda: given.variables, scaling(given.gradients))

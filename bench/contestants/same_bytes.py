@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.contestants.contestant import Arrays, Contestant, Given, UnavailableError
+from bench.contestants.contestant import Arrays, Contestant, Given, UnavailableError, scaling
 from bench.workloads import slot_bytes
 
 
@@ -85,8 +85,11 @@ def make(given: Given) -> Contestant:
         in_slots = f"f{slot_bytes(variable.itemsize)}"
         slots = [np.ones(variable.shape, in_slots) for _ in range(workload.slots)]
         if isinstance(gradient, tuple):
-            for index, row in zip(*gradient, strict=True):
-                streams.append([variable[index], row, *(slot[index] for slot in slots)])
+            indices, rows = gradient
+            for place, index in enumerate(indices):  # slices, for a row of one dimension less may be a number
+                row = slice(index, index + 1)
+                of_slots = (slot[row] for slot in slots)
+                streams.append([variable[row], rows[place : place + 1], *of_slots])
         else:
             streams.append([variable, gradient, *slots])
     calls = []
@@ -95,10 +98,10 @@ def make(given: Given) -> Contestant:
         variables, gradients, *lists = map(list, zip(*of_size, strict=True))
         calls.append(moving(variables, gradients, lists, workload.reads_twice, given.threads))
     if len(calls) == 1:
-        return Contestant(calls[0], lambda: given.variables)
+        return Contestant(calls[0], lambda: given.variables, scaling(given.gradients))
 
     def step() -> None:
         for call in calls:
             call()
 
-    return Contestant(step, lambda: given.variables)
+    return Contestant(step, lambda: given.variables, scaling(given.gradients))

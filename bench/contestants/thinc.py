@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.contestants.contestant import Contestant, Given, import_peer
+from bench.contestants.contestant import Contestant, Given, import_peer, scaling
 
 
 def make(given: Given) -> Contestant:
@@ -24,4 +24,4 @@ def make(given: Given) -> Contestant:
             opt((number, "W"), p, g)
 
     form = {"epsilon_hat": True} if given.workload.optimizer == "adam" else {}
-    return Contestant(step, lambda: given.variables, form)
+    return Contestant(step, lambda: given.variables, scaling(given.gradients), form)

@@ -55,6 +55,7 @@ class Worker:
         made = Contestant(
             lambda: self.ask("time", number, 1),
             lambda: self._variables(number),
+            lambda factor: self.ask("scale", number, factor),
             form,
             lambda _, steps: self._time(number, steps),
         )
@@ -107,6 +108,8 @@ def serve(connection: Connection) -> None:
             return number, contestant.form
         if what == "time":
             return made[arguments[0]].time(arguments[1])
+        if what == "scale":
+            return made[arguments[0]].scale(arguments[1]) and None
         if what == "variables":
             arrays: Arrays = made[arguments[0]].variables()
             return arrays

@@ -1,6 +1,6 @@
-"""A guard against regressions that needs no quiet machine: counts, stored in counts.json, updated on purpose only.
+"""A guard against regressions that needs no quiet machine: counts, stored and updated on purpose only.
 
-Instructions of a few fixed steps, under valgrind's callgrind; and the vectorised loops of each rule and target.
+Instructions of a few fixed steps, under valgrind's callgrind; the vectorised loops of each rule and target.
 """
 
 import json

@@ -49,25 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure")
-    run.add_argument(
-        "--workloads", nargs="+", metavar="NAME", help="workloads or sets (default: the set default)"
-    )
-    run.add_argument(
-        "--optimizers", nargs="+", metavar="NAME", help="measure the workloads with each of these"
-    )
-    run.add_argument("--dtypes", nargs="+", metavar="NAME", help="measure the workloads in each of these")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    run.add_argument(
-        "--peers",
-        nargs="+",
-        default=["usual"],
-        metavar="NAME",
-        help="peers by name; usual: all that are quick to start; all; none (default: usual)",
-    )
-    _add_settings(run)
+    _add_choices(run, workloads="default, or cuda", peers="usual")
+    _add_settings(run, seconds=165)
 
     goals = commands.add_parser("goals", help="measure what the project's goals are about, and judge")
     goals.add_argument("--from", dest="file", type=Path, metavar="FILE", help="judge a saved run instead")
+    _add_choices(goals, workloads="goals", peers="those of the goals")
     _add_settings(goals, seconds=600)
 
     compare = commands.add_parser("compare", help="two saved runs, side by side")
@@ -94,7 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, seconds: int = 165) -> None:
+def _add_choices(parser: argparse.ArgumentParser, workloads: str, peers: str) -> None:
+    for name, text in (
+        ("workloads", f"workloads or sets of them (default: {workloads})"),
+        ("optimizers", "measure the workloads with each of these"),
+        ("dtypes", "measure the workloads in each of these"),
+        ("peers", f"by name; usual: all that are quick to start; all; none (default: {peers})"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=text)
+
+
+def _add_settings(parser: argparse.ArgumentParser, seconds: int) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--threads", type=_at_least(1), default=cores, help=f"threads of a step (default: {cores}, all)"

@@ -25,40 +25,47 @@ SLOW_TO_START = {f"Keras, {backend}" for backend in KERAS_BACKENDS}
 
 def run(options: argparse.Namespace, began: float) -> None:
     """Measure what was chosen."""
-    names = options.workloads or ["cuda" if options.device == "cuda" else "default"]
-    try:
-        if options.device == "cuda":
-            from bench.contestants import cuda
-
-            cuda.check()
-        groups = chosen_groups(names, options.optimizers, options.dtypes)
-        contestants = chosen_contestants(options.peers, options.device)
-    except (UnavailableError, UnknownWorkloadError) as error:
-        sys.exit(str(error))
-    settings = Settings(options.device, options.threads, options.rounds, contestants)
-    console = _console()
-    result = measured_run(
-        groups, settings, seconds=options.seconds, began=began, memory=False, console=console
-    )
-    print_result(console, result)
-    save(result, options.output)
-    console.print(f"Every sample is in {options.output}", soft_wrap=True)
+    workloads = options.workloads or ["cuda" if options.device == "cuda" else "default"]
+    _measure(options, began, workloads, options.peers or ["usual"], options.device)
 
 
 def goals(options: argparse.Namespace, began: float) -> None:
     """Measure what the goals are about, and judge; or judge a saved run."""
-    console = _console()
     if options.file is not None:
         result = _load(options.file)
+        print_result(_console(), result)
     else:
-        settings = Settings("cpu", options.threads, options.rounds, of_goals.CONTESTANTS)
-        groups = SETS["goals"][1]
-        result = measured_run(
-            groups, settings, seconds=options.seconds, began=began, memory=True, console=console
-        )
-        save(result, options.output)
+        peers = options.peers or of_goals.PEERS
+        result = _measure(options, began, options.workloads or ["goals"], peers, "cpu", memory=True)
+    report.print_verdicts(_console(), of_goals.judge(result.by_key, result.memory))
+
+
+def _measure(
+    options: argparse.Namespace,
+    began: float,
+    workloads: Group,
+    peers: Group,
+    device: str,
+    memory: bool = False,
+) -> Result:
+    try:
+        if device == "cuda":
+            from bench.contestants import cuda
+
+            cuda.check()
+        groups = chosen_groups(workloads, options.optimizers, options.dtypes)
+        contestants = chosen_contestants(peers, device)
+    except (UnavailableError, UnknownWorkloadError) as error:
+        sys.exit(str(error))
+    settings = Settings(device, options.threads, options.rounds, contestants)
+    console = _console()
+    result = measured_run(
+        groups, settings, seconds=options.seconds, began=began, memory=memory, console=console
+    )
     print_result(console, result)
-    report.print_verdicts(console, of_goals.judge(result.by_key, result.memory))
+    save(result, options.output)
+    console.print(f"Every sample is in {options.output}", soft_wrap=True)
+    return result
 
 
 def compare(options: argparse.Namespace, began: float) -> None:
@@ -131,6 +138,7 @@ def chosen_groups(
         UnknownWorkloadError: a name is none.
     """
     groups: tuple[Group, ...] = ()
+    seen: set[str] = set()
     for name in names:
         for group in SETS[name][1] if name in SETS else [[name]]:
             found = [
@@ -139,8 +147,10 @@ def chosen_groups(
                 for optimizer in optimizers or [measured.optimizer]
                 for dtype in dtypes or [measured.dtype]
             ]
-            groups += (found,)
-    for name in (one for group in groups for one in group):
+            new = [one for one in dict.fromkeys(found) if one not in seen]
+            seen.update(new)
+            groups += (new,) if new else ()
+    for name in seen:
         workload(name)  # an optimizer or a dtype may be unknown
     return groups
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.contestants import DEEPSPEED, FUSEDSTEP, NUMPY, PAIRS, PYTORCH, SAME_BYTES
+from bench.contestants import DEEPSPEED, FUSEDSTEP, NUMPY, PYTORCH, SAME_BYTES
 from bench.memory import Memory
 from bench.series import Results
 
-CONTESTANTS = [FUSEDSTEP, PAIRS, PYTORCH, DEEPSPEED, NUMPY, SAME_BYTES]
+PEERS = [PYTORCH, DEEPSPEED, NUMPY]
 ALLOWED_GROWTH = 1_000_000
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("rich", reason="needs the bench extra")
 pytest.importorskip("matplotlib", reason="needs the bench extra")
 
 from bench import __main__ as command_line
-from bench import guard, measure, plot, readme
+from bench import guard, machine, measure, plot, readme
 from bench.contestants import FUSEDSTEP, NUMPY, PAIRS, SAME_BYTES, UnavailableError, make
 from bench.contestants.contestant import Contestant, Timed
 from bench.guard.instructions import read
@@ -172,10 +172,10 @@ def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: Non
 def test_what_does_not_fit_together_goes_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measure.machine, "available_bytes", lambda: 3 * workload("1x1000").held_bytes)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 3 * workload("1x1000").held_bytes)
     result = run(tmp_path / "some.json", "--workloads", "1x1000")
     assert [len(one.samples) for one in result.series] == [3] * len(CONTESTANTS)
-    monkeypatch.setattr(measure.machine, "available_bytes", lambda: 10)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 10)
     result = run(tmp_path / "some.json", "--workloads", "1x1000")
     assert {one.absent for one in result.series} == {"too little memory is free"}
 

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     _add_choices(run, workloads="default, or cuda", peers="usual")
-    _add_settings(run, seconds=165)
+    _add_settings(run, seconds=150)
 
     goals = commands.add_parser("goals", help="measure what the project's goals are about, and judge")
     goals.add_argument("--from", dest="file", type=Path, metavar="FILE", help="judge a saved run instead")
@@ -104,7 +104,7 @@ def _add_settings(parser: argparse.ArgumentParser, seconds: int) -> None:
         "--seconds",
         type=_at_least(1),
         default=seconds,
-        help=f"end after so long, if a few rounds are done (default: {seconds})",
+        help=f"begin nothing more after so long (default: {seconds})",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S")
     file = RESULTS / f"{stamp}.json"

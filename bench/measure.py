@@ -195,17 +195,19 @@ def _measure_together(
 ) -> None:
     small = max(measured.held_bytes for _, measured in wanted) < SMALL_BYTES
     placements = min(PLACEMENTS, settings.rounds) if small else 1
+    lanes: list[Lane] = []
     kept: list[Lane] = []
     for placement in range(placements):
-        # Who is made first gets the holes of the heap, scattered: so each time somebody else.
-        turn = placement * len(wanted) // placements
-        lanes = list(kept)
-        for series, measured in wanted[turn:] + wanted[:turn]:
-            if all(lane.series is not series for lane in lanes):
-                tick(f"{measured.name}: {series.contestant} is made")
-                lane = prepare(series, measured, settings)
-                lanes += [lane] if lane else []
-        kept = [lane for lane in lanes if lane.making > SLOW_TO_MAKE]
+        if placement == 0 or perf_counter() < deadline:
+            # Who is made first gets the holes of the heap, scattered: so each time somebody else.
+            turn = placement * len(wanted) // placements
+            lanes = list(kept)
+            for series, measured in wanted[turn:] + wanted[:turn]:
+                if all(lane.series is not series for lane in lanes):
+                    tick(f"{measured.name}: {series.contestant} is made")
+                    lane = prepare(series, measured, settings)
+                    lanes += [lane] if lane else []
+            kept = [lane for lane in lanes if lane.making > SLOW_TO_MAKE]
         first_round, last_round = (settings.rounds * p // placements for p in (placement, placement + 1))
         gc.collect()
         gc.disable()

@@ -30,7 +30,7 @@ def run(
     Args:
         groups: what.
         settings: how.
-        seconds: after how many seconds to end, if the fewest rounds are done.
+        seconds: after how many seconds to begin no further group, nor rounds beyond the fewest.
         began: since when, by perf_counter.
         memory: whether to measure what steps allocate, too.
         console: where tables go; progress goes to the standard error.
@@ -44,9 +44,16 @@ def run(
     errors = Errors(settings)
     start, others_before = perf_counter(), machine.others_seconds()
     columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True) as progress:
         task = progress.add_task("", total=len(groups) * settings.rounds)
         for done, group in enumerate(groups):
+            if done and perf_counter() > began + seconds:
+                left = ", ".join(name for one in groups[done:] for name in one)
+                result.notes.append(f"The time was over before {left}: --seconds gives more.")
+                break
+            if not terminal.is_terminal:
+                terminal.print(f"{perf_counter() - began:.0f} s: {', '.join(group)}")
             # What is left of the time is shared out evenly among the groups that are left.
             deadline = perf_counter() + max(began + seconds - perf_counter(), 0) / (len(groups) - done)
             rounds = iter(range(1, settings.rounds + 1))

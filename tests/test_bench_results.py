@@ -157,6 +157,16 @@ def test_a_saved_run_is_judged(capsys: pytest.CaptureFixture[str], quick: None) 
     assert "were not measured" not in printed
 
 
+def test_what_there_is_no_time_for_is_told(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "BEGAN", command_line.BEGAN - 1000)
+    result = run(tmp_path / "some.json", "--workloads", "1x8", "1x9", "1x10")
+    assert result.workloads == ["1x8"]
+    assert "The time was over before 1x9, 1x10" in capsys.readouterr().out
+    assert "1x9" in result.notes[0]
+
+
 def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path) -> None:
     def fails(name: str, *arguments: Any, **more: Any) -> Contestant:
         if name == NUMPY:

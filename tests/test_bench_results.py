@@ -182,6 +182,10 @@ def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: Non
 def test_what_does_not_fit_together_goes_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path
 ) -> None:
+    def together(*_: Any) -> None:
+        raise AssertionError("they do not fit")
+
+    monkeypatch.setattr(measure, "_measure_together", together)
     monkeypatch.setattr(machine, "available_bytes", lambda: 3 * workload("1x1000").held_bytes)
     result = run(tmp_path / "some.json", "--workloads", "1x1000")
     assert [len(one.samples) for one in result.series] == [3] * len(CONTESTANTS)

@@ -193,8 +193,8 @@ Wanted = list[tuple[Series, Workload]]
 def _measure_together(
     wanted: Wanted, settings: Settings, deadline: float, tick: Callable[[str], object]
 ) -> None:
-    small = max(measured.held_bytes for _, measured in wanted) < SMALL_BYTES
-    placements = min(PLACEMENTS, settings.rounds) if small else 1
+    small = max((measured.held_bytes for _, measured in wanted), default=0) < SMALL_BYTES
+    placements = min(PLACEMENTS, settings.rounds) if small and settings.device == "cpu" else 1
     lanes: list[Lane] = []
     kept: list[Lane] = []
     for placement in range(placements):

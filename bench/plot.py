@@ -122,7 +122,9 @@ def sizes(result: Result) -> Figure | None:
     figure, axes = _figure(f"Share of the limit, one array, {machine_of(result)}")
     _lines(axes, result, points, shares)
     axes.axhline(1, color=INK, linewidth=1)
-    for name, bytes_ in result.machine.get("caches", {}).items():
+    gpu = result.machine.get("gpu")
+    caches = {"L2": gpu["L2_bytes"]} if gpu else result.machine["caches"]
+    for name, bytes_ in caches.items():
         axes.axvline(bytes_, color=INK, linestyle=":", linewidth=1)
         axes.annotate(
             name, (bytes_, 1), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90

@@ -9,7 +9,7 @@ import numpy as np
 from bench.contestants.contestant import Contestant, Given, import_peer
 from bench.optimizers import CLIP_NORM, EMA
 
-MOST_ARRAYS = 1000
+MOST_ARRAYS = {"cpu": 1000, "gpu": 200}
 
 # Each is made with the learning rate and the definition's arguments.
 OPTIMIZERS: dict[str, Callable[[Any, float, dict[str, Any]], Any]] = {
@@ -55,7 +55,7 @@ def prepare(given: Given, device: str, to_device: Callable[[Any], Any]) -> tuple
     jax = import_peer("jax")
     steps, dtypes = ("plain", "clip", "clip-ema"), ("float32", "bfloat16", "float16", "mixed")
     given.refuse(optimizers=OPTIMIZERS, steps=steps, dtypes=dtypes)
-    given.refuse_many_arrays(MOST_ARRAYS)
+    given.refuse_many_arrays(MOST_ARRAYS[device])
     opt, update = update_of(
         given.workload.optimizer,
         given.learning_rate,

@@ -92,6 +92,13 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         Result.load(tmp_path / "other.json")
 
 
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    saved = json.loads(readme.SOURCE.read_text()) | {"format": 1}
+    (tmp_path / "old.json").write_text(json.dumps(saved))
+    with pytest.raises(UnreadableResultError, match="has format 1, this reads 2"):
+        Result.load(tmp_path / "old.json")
+
+
 def test_two_files_side_by_side(some_run: tuple[Result, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, file = some_run
     command_line.main(["compare", str(file), str(file)])

@@ -62,7 +62,15 @@ class Lane:
     making: float  # seconds
 
     def run_block(self) -> None:
-        """Warm up, then add a sample."""
+        """Warm up, then add a sample; or note in the series why there will be no more."""
+        if self.series.absent:
+            return
+        try:
+            self._take_sample()
+        except Exception as refusal:  # a peer may raise anything
+            self.series.absent = first_line(refusal)
+
+    def _take_sample(self) -> None:
         if self.condition not in ONE_BY_ONE:
             run_for(WARM_UP_SECONDS, self.made)
             timed = self.made.time(self.series.steps)

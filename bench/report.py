@@ -79,7 +79,7 @@ def print_absent(console: Console, result: Result) -> None:
     """Print who did not take part, and why."""
     reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in result.series:
-        if one.absent and not one.samples:
+        if one.absent:
             reasons[one.contestant, one.absent].append(one.workload)
     for (contestant, why), where in reasons.items():
         everywhere = len(where) == len(result.workloads)

@@ -46,7 +46,7 @@ class Series:
         means: where steps are timed one by one, the mean of the block's.
         hosts: on a GPU, how long a call kept the host.
         error: the largest relative difference from the definition, after some steps from the same start.
-        absent: why there are no samples.
+        absent: why there are no samples, or no more.
     """
 
     workload: str

@@ -186,6 +186,29 @@ def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: Non
     assert len(found[FUSEDSTEP].samples) == 3
 
 
+def test_who_fails_late_keeps_the_samples(
+    monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([1e-3] * 12)
+
+    def fails_late(name: str, *arguments: Any, **more: Any) -> Contestant:
+        made = make(name, *arguments, **more)
+        if name != NUMPY:
+            return made
+        return Contestant(made.step, made.variables, made.scale, {}, lambda *_: Timed(next(clock)))
+
+    monkeypatch.setattr(measure, "make", fails_late)
+    monkeypatch.setattr(measure, "PLACEMENTS", 1)
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0)
+    found = {one.contestant: one for one in run(tmp_path / "some.json", "--workloads", "1x8").series}
+    assert (len(found[NUMPY].samples), len(found[FUSEDSTEP].samples)) == (3, 3)
+    clock = iter([1e-3] * 6)
+    found = {one.contestant: one for one in run(tmp_path / "some.json", "--workloads", "1x8").series}
+    assert (len(found[NUMPY].samples), len(found[FUSEDSTEP].samples)) == (2, 3)
+    assert found[NUMPY].absent.startswith("StopIteration")
+    assert f"without {NUMPY}" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_together_goes_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path
 ) -> None:

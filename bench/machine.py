@@ -10,17 +10,35 @@ from typing import Any
 
 import fusedstep
 
+PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "numba",
+    "torch",
+    "deepspeed",
+    "jax",
+    "optax",
+    "keras",
+    "tensorflow-cpu",
+    "tensorflow",
+    "thinc",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "apex",
+    "bitsandbytes",
+)
 
-def describe(threads: int, rounds: int) -> dict[str, Any]:
+
+def describe(threads: int, device: str) -> dict[str, Any]:
     """Return what the figures depend on, by name."""
     info = fusedstep.build_info()
-    return {
+    about: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
-        "rounds": rounds,
+        "caches": caches(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "huge_pages": huge_pages(),
         "kernel": platform.release(),
@@ -28,9 +46,14 @@ def describe(threads: int, rounds: int) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "fusedstep": info["version"],
-            **{name: version(name) for name in ("numpy", "ml_dtypes", "torch", "deepspeed")},
+            **{name: found for name in PACKAGES if (found := version(name)) is not None},
         },
     }
+    if device == "cuda":
+        from bench.contestants import cuda
+
+        about["gpu"] = cuda.describe()
+    return about
 
 
 def version(package: str) -> str | None:
@@ -39,6 +62,16 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def caches() -> dict[str, int]:
+    """Return the bytes of each cache for data that the first core sees; none where Linux does not tell."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and size.endswith("K"):
+            found[f"L{level}"] = 1024 * int(size[:-1])
+    return found
 
 
 def others_seconds() -> float:

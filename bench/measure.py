@@ -1,74 +1,55 @@
 """Interleaved rounds: every contestant of a group steps in every round, so all see the same machine."""
 
 import gc
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import repeat
-from statistics import mean, median, quantiles
-from time import perf_counter, sleep
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean, median
+from time import perf_counter
 
-from bench.contestants import UnavailableError, make
-from bench.machine import available_bytes
-from bench.workloads import Workload
+from bench import machine
+from bench.conditions import before_each_step, beside
+from bench.contestants import DEVICES, YARDSTICKS, Contestant, UnavailableError, make
+from bench.contestants.contestant import first_line
+from bench.errors import error, key
+from bench.series import Series
+from bench.workloads import ONE_BY_ONE, Workload, workload
 
 # A block of small steps, long against the clock and short against what else happens on the machine.
 BLOCK_SECONDS = 10e-3
-# Beside a spinning thread: Python's threads take turns of 5 ms, and a block sees many turns.
+# Beside a spinning thread: Python's threads take turns of 5 ms, and a block sees many turns. A system's turns
+# are about as long.
 SPINNER_BLOCK_SECONDS = 200e-3
-STEPS_AFTER_PAUSES = 10
+STEPS_OF_A_BLOCK = 10  # where something happens before each
 # Uncounted steps before each block. They bring the arrays back into the caches, and outlast the 10 ms
 # or so that the threads of another contestant's OpenMP keep spinning.
 WARM_UP_SECONDS = 20e-3
 # Which pages of memory arrays get moves the time of what fits into the caches by a tenth and more, in
 # either direction. So small workloads are made anew some times; large ones average over their pages.
 PLACEMENTS, SMALL_BYTES = 6, 100e6
-# On a slow or busy machine a group ends after this, with this many rounds at least.
-GROUP_SECONDS, FEWEST_ROUNDS = 40.0, 5
+# What takes longer to make, as it compiles, is made once.
+SLOW_TO_MAKE = 1.0
+# Where time runs out a group ends with this many rounds at least, and whoever takes so many times as long as
+# the fastest, and longer than a moment, has had enough then in any case.
+FEWEST_ROUNDS, MUCH_SLOWER, MOMENT = 5, 10, 50e-3
+# Of what contestants hold: what they may need besides as they are made.
+MARGIN = 1.15
 
 
-@dataclass
-class Series:
-    """The samples of a contestant on a workload in seconds per step, one for each round.
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures.
 
     Attributes:
-        workload: the workload's name.
-        contestant: the contestant's name.
-        steps: how many steps are timed at once; one beside a spinner or after pauses, where times differ.
-        samples: the time of a block over its steps, or the median of steps timed one by one.
-        means: where steps are timed one by one, the mean of the block's.
-        absent: why there are no samples.
+        device: cpu or cuda.
+        threads: the threads of a step, for all.
+        rounds: the samples of each contestant, at most.
+        contestants: who takes part, if available.
     """
 
-    workload: str
-    contestant: str
-    steps: int = 0
-    samples: list[float] = field(default_factory=list)
-    means: list[float] = field(default_factory=list)
-    absent: str = ""
-
-    @property
-    def median(self) -> float:
-        """The median of the samples."""
-        return median(self.samples)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile of the samples."""
-        first, _, third = quantiles(self.samples, n=4, method="inclusive")
-        return first, third
-
-    def over(self, other: "Series") -> float:
-        """How many times as long as the other one: the median of the ratios within each round."""
-        return median(self.samples[i] / other.samples[i] for i in self._rounds_with(other))
-
-    def mean_over(self, other: "Series") -> float:
-        """The same with the blocks' means in the place of this one's medians."""
-        return median(self.means[i] / other.samples[i] for i in self._rounds_with(other))
-
-    def _rounds_with(self, other: "Series") -> range:
-        return range(min(len(self.samples), len(other.samples)))
+    device: str
+    threads: int
+    rounds: int
+    contestants: list[str]
 
 
 @dataclass(frozen=True)
@@ -76,111 +57,198 @@ class Lane:
     """A contestant on a workload, ready to step."""
 
     series: Series
-    step: Callable[[], object]
-    spinner: bool
-    pause: float
+    made: Contestant
+    condition: str
+    making: float  # seconds
 
     def run_block(self) -> None:
-        """Warm up, then add a sample."""
-        if self.spinner:
-            with spinning_thread():
-                run_for(WARM_UP_SECONDS, self.step)
-                self._add(run_for(SPINNER_BLOCK_SECONDS, self.step))
-        elif self.pause:
-            self._add([time_after(self.pause, self.step) for _ in range(STEPS_AFTER_PAUSES)])
-        else:
-            run_for(WARM_UP_SECONDS, self.step)
-            step, steps = self.step, self.series.steps
-            start = perf_counter()
-            for _ in repeat(None, steps):
-                step()
-            self.series.samples.append((perf_counter() - start) / steps)
+        """Warm up, then add a sample; or note in the series why there will be no more."""
+        if self.series.absent:
+            return
+        try:
+            self._take_sample()
+        except Exception as refusal:  # a peer may raise anything
+            self.series.absent = first_line(refusal)
 
-    def _add(self, times: list[float]) -> None:
+    def _take_sample(self) -> None:
+        if self.condition not in ONE_BY_ONE:
+            run_for(WARM_UP_SECONDS, self.made)
+            timed = self.made.time(self.series.steps)
+            self.series.samples.append(timed.seconds)
+            if timed.host is not None:
+                self.series.hosts.append(timed.host)
+            return
+        with beside(self.condition):
+            if self.condition in ("spinner", "busy"):
+                run_for(WARM_UP_SECONDS, self.made)
+                times = run_for(SPINNER_BLOCK_SECONDS, self.made)
+            else:
+                times = [self._after(before_each_step(self.condition)) for _ in range(STEPS_OF_A_BLOCK)]
         self.series.samples.append(median(times))
         self.series.means.append(mean(times))
 
+    def _after(self, before: Callable[[], object]) -> float:
+        before()
+        return self.made.time(1).seconds
 
-def time_after(pause: float, step: Callable[[], object]) -> float:
-    """Rest for so many seconds, as while other parts of a program compute; return the time of one step."""
-    sleep(pause)
-    start = perf_counter()
-    step()
-    return perf_counter() - start
+    def is_hopeless(self, fastest: float) -> bool:
+        """Whether more samples would only take others' time."""
+        own = self.series.median
+        return own > MOMENT and own > MUCH_SLOWER * fastest
 
 
-def run_for(seconds: float, step: Callable[[], object]) -> list[float]:
+def run_for(seconds: float, made: Contestant) -> list[float]:
     """Step at least once and for so many seconds; return the time of each step."""
     times: list[float] = []
-    begin = former = perf_counter()
-    while not times or former - begin < seconds:
-        step()
-        now = perf_counter()
-        times.append(now - former)
-        former = now
+    begin = perf_counter()
+    while not times or perf_counter() - begin < seconds:
+        times.append(made.time(1).seconds)
     return times
 
 
-@contextmanager
-def spinning_thread() -> Iterator[None]:
-    """Have a Python thread beside that computes without rest."""
-    stop = False
+class Errors:
+    """The contestants' errors; each is computed once."""
 
-    def spin() -> None:
-        while not stop:
-            pass
+    def __init__(self, settings: Settings) -> None:
+        """Know none."""
+        self._settings = settings
+        self._known: dict[tuple[str, Workload], float | UnavailableError] = {}
 
-    thread = threading.Thread(target=spin)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop = True
-        thread.join()
+    def of(self, contestant: str, measured: Workload) -> float | None:
+        """The error of a contestant; None of a yardstick, which computes nothing.
+
+        Raises:
+            UnavailableError: it cannot take part.
+        """
+        if contestant in YARDSTICKS:
+            return None
+        place = contestant, key(measured)
+        if place not in self._known:
+            try:
+                self._known[place] = error(
+                    contestant, place[1], self._settings.threads, self._settings.device
+                )
+            except Exception as refusal:  # a peer may raise anything
+                self._known[place] = UnavailableError(first_line(refusal))
+        known = self._known[place]
+        if isinstance(known, UnavailableError):
+            raise known
+        return known
 
 
-def prepare(series: Series, workload: Workload, threads: int) -> Lane | None:
+def available_bytes(device: str) -> float:
+    """How much memory a device has left."""
+    if device == "cuda":
+        from bench.contestants import cuda
+
+        return cuda.available_bytes()
+    return machine.available_bytes()
+
+
+def prepare(series: Series, measured: Workload, settings: Settings) -> Lane | None:
     """Make a contestant, warm its state and size its blocks; or note in its series why not."""
     if series.absent:
         return None
-    try:
-        if available_bytes() < 2 * workload.held_bytes:  # some copy as they are made
-            raise UnavailableError("too little memory is free")
-        made = make(
-            series.contestant, workload.shapes, dtype=workload.dtype, threads=threads, step=workload.step
-        )
-    except UnavailableError as error:
-        series.absent = str(error)
-        return None
-    for _ in range(3):
-        made.step()
-    each = median(run_for(WARM_UP_SECONDS, made.step))
-    one_by_one = workload.spinner or workload.pause > 0
-    series.steps = 1 if one_by_one else max(round(BLOCK_SECONDS / each), 1)
-    return Lane(series, made.step, workload.spinner, workload.pause)
-
-
-def measure(group: list[Workload], rounds: int, threads: int) -> list[Series]:
-    """Measure all contestants of the workloads of a group."""
-    wanted = [(Series(workload.name, name), workload) for workload in group for name in workload.contestants]
-    small = max(workload.held_bytes for workload in group) < SMALL_BYTES
-    placements = min(PLACEMENTS, rounds) if small else 1
     begin = perf_counter()
+    try:
+        if available_bytes(settings.device) < MARGIN * measured.held_bytes:
+            raise UnavailableError("too little memory is free")
+        made = make(series.contestant, measured, threads=settings.threads, device=settings.device)
+        made.time(3)
+        each = median(run_for(WARM_UP_SECONDS, made))
+    except Exception as refusal:  # a peer may raise anything; that is no reason to lose the others' figures
+        series.absent = first_line(refusal)
+        return None
+    alone = measured.condition in ONE_BY_ONE
+    series.steps = 1 if alone else max(round(BLOCK_SECONDS / each), 1)
+    return Lane(series, made, measured.condition, perf_counter() - begin)
+
+
+def measure(
+    group: list[str], settings: Settings, errors: Errors, deadline: float, tick: Callable[[str], object]
+) -> list[Series]:
+    """Measure all contestants of the workloads of a group.
+
+    Args:
+        group: names of workloads.
+        settings: how.
+        errors: the errors known so far, and to come.
+        deadline: when to end, by perf_counter, after the fewest rounds.
+        tick: called with a word on what is going on, after each round with an empty one.
+    """
+    everyone = [name for name in DEVICES[settings.device] if name in settings.contestants]
+    wanted = [
+        (Series(measured.name, name), measured) for measured in map(workload, group) for name in everyone
+    ]
+    for series, measured in wanted:
+        tick(f"{measured.name}: {series.contestant} is checked")
+        try:
+            series.error = errors.of(series.contestant, measured)
+        except UnavailableError as refusal:
+            series.absent = str(refusal)
+    present = [(series, measured) for series, measured in wanted if not series.absent]
+    together = sum(MARGIN * measured.held_bytes for _, measured in present)
+    if together < available_bytes(settings.device):
+        _measure_together(present, settings, deadline, tick)
+    else:
+        _measure_one_at_a_time(present, settings, deadline, tick)
+    return [series for series, _ in wanted]
+
+
+Wanted = list[tuple[Series, Workload]]
+
+
+def _measure_together(
+    wanted: Wanted, settings: Settings, deadline: float, tick: Callable[[str], object]
+) -> None:
+    small = max((measured.held_bytes for _, measured in wanted), default=0) < SMALL_BYTES
+    placements = min(PLACEMENTS, settings.rounds) if small and settings.device == "cpu" else 1
+    lanes: list[Lane] = []
+    kept: list[Lane] = []
     for placement in range(placements):
-        # Who is made first gets the holes of the heap, scattered: so each time somebody else.
-        turn = placement * len(wanted) // placements
-        prepared = [prepare(series, workload, threads) for series, workload in wanted[turn:] + wanted[:turn]]
-        lanes = [lane for lane in prepared if lane is not None]
-        first_round, last_round = (rounds * p // placements for p in (placement, placement + 1))
+        if placement == 0 or perf_counter() < deadline:
+            # Who is made first gets the holes of the heap, scattered: so each time somebody else.
+            turn = placement * len(wanted) // placements
+            lanes = list(kept)
+            for series, measured in wanted[turn:] + wanted[:turn]:
+                if all(lane.series is not series for lane in lanes):
+                    tick(f"{measured.name}: {series.contestant} is made")
+                    lane = prepare(series, measured, settings)
+                    lanes += [lane] if lane else []
+            kept = [lane for lane in lanes if lane.making > SLOW_TO_MAKE]
+        first_round, last_round = (settings.rounds * p // placements for p in (placement, placement + 1))
         gc.collect()
         gc.disable()
         try:
             for number in range(first_round, last_round):
-                if number >= FEWEST_ROUNDS and perf_counter() - begin > GROUP_SECONDS:
-                    break
-                turn = number % len(lanes)  # so that nobody always follows the same one
+                enough = number >= FEWEST_ROUNDS
+                if enough and perf_counter() > deadline:
+                    return
+                turn = number % max(len(lanes), 1)  # so that nobody always follows the same one
+                fastest = min((lane.series.median for lane in lanes if lane.series.samples), default=0.0)
                 for lane in lanes[turn:] + lanes[:turn]:
-                    lane.run_block()
+                    if not (enough and lane.is_hopeless(fastest)):
+                        lane.run_block()
+                tick("")
         finally:
             gc.enable()
-    return [series for series, _ in wanted]
+
+
+def _measure_one_at_a_time(
+    wanted: Wanted, settings: Settings, deadline: float, tick: Callable[[str], object]
+) -> None:
+    """Rounds of contestants that do not fit into the memory together: each is made anew in each round."""
+    for number in range(settings.rounds):
+        if number >= 3 and perf_counter() > deadline:
+            return
+        for series, measured in wanted:
+            tick(f"{measured.name}: {series.contestant} is made, alone")
+            lane = prepare(series, measured, settings)
+            if lane is not None:
+                lane.run_block()
+            del lane
+            if settings.device == "cuda":
+                from bench.contestants import cuda
+
+                cuda.give_back_memory()
+        tick("")

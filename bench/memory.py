@@ -4,11 +4,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import fusedstep
-from bench.contestants import start
-from bench.workloads import Shape
+from bench.contestants.contestant import start
+from bench.optimizers import LEARNING_RATE, OPTIMIZERS
+from bench.workloads import workload
 
-SHAPES: list[Shape] = [(25_000_000,)] * 2  # 200 MB of float32 variables
+ARRAYS = "2x25000000"  # 200 MB of float32 variables
 STEPS = 20
 
 
@@ -25,8 +25,8 @@ class Memory:
 
 def measure_memory(dtype: str) -> Memory:
     """Step on contiguous arrays and look at the peak of the process's resident memory."""
-    variables, gradients = start(SHAPES, dtype)
-    opt = fusedstep.Adam(1e-6)
+    variables, gradients = start(workload(f"{ARRAYS}-{dtype}" if dtype != "float32" else ARRAYS))
+    opt = OPTIMIZERS["adam"].build(LEARNING_RATE)
     opt.apply(gradients, variables)
     with contextlib.suppress(OSError):  # where this is forbidden, an earlier peak can only add to the growth
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

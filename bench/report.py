@@ -1,94 +1,126 @@
-"""A run as tables and as JSON."""
+"""A run as tables for a terminal."""
 
-from dataclasses import asdict
+from collections import defaultdict
 from statistics import mean
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.goals import Results, Verdict, by_key
-from bench.measure import Series
-from bench.memory import Memory
-from bench.workloads import FUSEDSTEP, GROUPS, SAME_BYTES
+from bench.contestants import FUSEDSTEP
+from bench.figures import number, ratio, share, time
+from bench.goals import Verdict
+from bench.result import Result
+from bench.series import Results, Series, Spread
+from bench.workloads import ONE_BY_ONE, workload
 
 QUIET = 0.1  # cores
-STEP_BYTES = {workload.name: workload.step_bytes for group in GROUPS for workload in group}
 
 
-def print_machine(console: Console, about: dict[str, Any]) -> None:
+def print_machine(console: Console, result: Result) -> None:
     """Print what the figures belong to."""
-    versions = ", ".join(f"{name} {version or 'absent'}" for name, version in about["versions"].items())
-    console.print(
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['rounds']} rounds"
-    )
-    console.print(versions)
+    about = result.machine
+    console.print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads")
+    if "gpu" in about:
+        console.print(", ".join(f"{name} {value}" for name, value in about["gpu"].items()))
+    console.print(", ".join(f"{name} {value}" for name, value in about["versions"].items()))
 
 
-def print_others(console: Console, cores: float) -> None:
-    """Print how busy other programs kept the machine meanwhile."""
-    console.print(f"Other programs used {max(cores, 0):.2f} cores meanwhile.")
-    if cores > QUIET:
-        console.print("[bold red]That is too much: these figures, the ratios too, are unreliable.[/]")
-
-
-def print_differences(console: Console, differences: dict[str, float | str]) -> None:
-    """Print how far the contestants' results are from fusedstep's, or why there are none."""
-    console.print("Largest relative difference from fusedstep after 3 steps from the same start:")
-    for name, value in differences.items():
-        console.print(f"  {name}: {value if isinstance(value, str) else format(value, '.1e')}", markup=False)
-
-
-def print_figures(console: Console, series: list[Series]) -> None:
-    """Print the table of times, ratios and rates."""
-    results = by_key(series)
-    table = Table(title="One step of Adam", title_justify="left")
+def print_figures(console: Console, result: Result) -> None:
+    """Print the table of times, ratios, shares of the limit, and errors."""
+    results = result.by_key
+    on_gpu = any(one.hosts for one in result.series)
+    table = Table(title=f"One step on the {result.device}", title_justify="left")
     table.add_column("workload")
     table.add_column("contestant")
-    for name in ("median us", "q1 - q3", "to fusedstep", "GB/s", "of same bytes"):
+    columns = ["time", "q1 - q3", "times fusedstep", "GB/s", "of the limit", "error"]
+    for name in columns + (["call"] if on_gpu else []):
         table.add_column(name, justify="right", no_wrap=True)
-    workload = series[0].workload
-    for one in series:
-        if one.workload != workload:
-            table.add_section()
-        workload = one.workload
-        figures = _figures(one, results) if one.samples else ["absent"]
-        table.add_row(workload, one.contestant, *figures)
+    for name in result.workloads:
+        for one in result.series:
+            if one.workload == name and one.samples:
+                cells = _cells(one, results)
+                table.add_row(name, one.contestant, *cells, *([_host(one)] if on_gpu else []))
+        table.add_section()
     console.print(table)
     console.print(
-        "to fusedstep: the median over the rounds of this time over fusedstep's in the same round. GB/s: the"
-        " bytes that a step must move, over the median. of same bytes: the speed, where that of the loop that"
-        " only moves these bytes is 1."
+        "times fusedstep: the median over the rounds of this time over fusedstep's in the same round, and"
+        " quartiles; = where they lie on both sides of 1. of the limit: the speed, where that of the loop"
+        " that only moves the same bytes is 1. error: the largest relative difference of the variables from"
+        " the definition's after three steps. ~: quartiles too far apart to tell."
     )
-    for contestant, why in sorted({(one.contestant, one.absent) for one in series if one.absent}):
-        console.print(f"absent: {contestant}: {why}", markup=False)
+    if on_gpu:
+        console.print("call: how long the call kept the host.")
 
 
-def _figures(one: Series, results: Results) -> list[str]:
-    key, yardstick = (one.workload, FUSEDSTEP), (one.workload, SAME_BYTES)
-    first, third = one.quartiles
+def _cells(one: Series, results: Results) -> list[str]:
+    spread = one.spread
+    limit = share(one, results)
     return [
-        _microseconds(one.median),
-        f"{_microseconds(first)} - {_microseconds(third)}",
-        _short(one.over(results[key])) if key in results else "",
-        f"{STEP_BYTES[one.workload] / one.median / 1e9:.1f}",
-        _short(results[yardstick].over(one)) if yardstick in results else "",
+        f"{time(spread.median)}{' ~' if spread.is_noisy else ''}",
+        f"{time(spread.first)} - {time(spread.third)}",
+        _ratio(one, results.get((one.workload, FUSEDSTEP))),
+        f"{workload(one.workload).step_bytes / spread.median / 1e9:.3g}",
+        "" if limit is None else f"{limit:.2f}",
+        "" if one.error is None else number(one.error),
     ]
 
 
-def print_means(console: Console, series: list[Series]) -> None:
+def _ratio(one: Series, ours: Series | None) -> str:
+    if ours is None or one is ours:
+        return ""
+    return ratio(one.ratios(ours))
+
+
+def _host(one: Series) -> str:
+    return time(Spread.of(one.hosts).median) if one.hosts else ""
+
+
+def print_absent(console: Console, result: Result) -> None:
+    """Print who did not take part, and why."""
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in result.series:
+        if one.absent:
+            reasons[one.contestant, one.absent].append(one.workload)
+    for (contestant, why), where in reasons.items():
+        everywhere = len(where) == len(result.workloads)
+        on = "" if everywhere else f" ({', '.join(where)})"
+        console.print(f"without {contestant}: {why}{on}", markup=False)
+
+
+def print_call(console: Console, result: Result) -> None:
+    """Print what the call itself takes: a step on one element."""
+    calls = [one for one in result.series if one.workload == "1x1" and one.samples]
+    if calls:
+        times = ", ".join(f"{one.contestant} {time(one.median)}" for one in calls)
+        console.print(f"The call itself, on one array of one element: {times}.")
+
+
+def print_means(console: Console, result: Result) -> None:
     """Print what the medians of steps timed one by one leave out."""
-    with_means = [one for one in series if one.means]
+    with_means = [one for one in result.series if one.means]
     if not with_means:
         return
     console.print(
-        "Beside a thread that never rests, and after pauses, steps are timed one by one: their median leaves"
-        " out the few that were held up, the mean has them. (Python's threads take turns of 5 ms, so with a"
-        " spinner a step now and then waits that long, in any program.)"
+        f"In the conditions {', '.join(ONE_BY_ONE)} steps are timed one by one: their median leaves out the"
+        " few that were held up, the mean has them. (Python's threads take turns of 5 ms, so with a spinner a"
+        " step now and then waits that long, in any program.)"
     )
     for one in with_means:
-        times = f"median {_microseconds(one.median)} us, mean {_microseconds(mean(one.means))} us"
+        times = f"median {time(one.median)}, mean {time(mean(one.means))}"
         console.print(f"  {one.workload}, {one.contestant}: {times}")
+
+
+def print_noise(console: Console, result: Result) -> None:
+    """Print whether the machine was quiet enough."""
+    console.print(f"Other programs used {max(result.cores_used_by_others, 0):.2f} cores meanwhile.")
+    if result.cores_used_by_others > QUIET:
+        console.print("[bold red]That is too much: these figures, the ratios too, are unreliable.[/]")
+    noisy = [one for one in result.series if one.samples and one.spread.is_noisy]
+    if noisy:
+        count = sum(bool(one.samples) for one in result.series)
+        console.print(f"{len(noisy)} of {count} times are too noisy to tell (~).")
+    for note in result.notes:
+        console.print(note, markup=False)
 
 
 def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
@@ -105,42 +137,3 @@ def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
     not_measured = sum(verdict.reached is None for verdict in verdicts)
     if not_measured:
         console.print(f"{not_measured} goals were not measured.")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _microseconds(seconds: float) -> str:
-    return _short(1e6 * seconds)
-
-
-def as_json(
-    about: dict[str, Any],
-    others: float,
-    differences: dict[str, float | str],
-    series: list[Series],
-    memory: list[Memory],
-    verdicts: list[Verdict],
-) -> dict[str, Any]:
-    """Return everything measured; times are in seconds."""
-    results = by_key(series)
-
-    def figures(one: Series) -> dict[str, Any]:
-        if not one.samples:
-            return {}
-        ratios = {
-            f"over {other}": one.over(results[one.workload, other])
-            for other in (FUSEDSTEP, SAME_BYTES)
-            if (one.workload, other) in results
-        }
-        return {"median": one.median, "quartiles": one.quartiles, **ratios}
-
-    return {
-        "machine": about,
-        "cores_used_by_others": others,
-        "largest_relative_differences": differences,
-        "series": [asdict(one) | figures(one) for one in series],
-        "memory": [asdict(one) for one in memory],
-        "goals": [asdict(verdict) for verdict in verdicts],
-    }

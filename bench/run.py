@@ -1,57 +1,94 @@
-"""A whole run: measure, judge, print, save."""
+"""A whole run: measure, print, save."""
 
-import json
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fusedstep
 from bench import machine, report
-from bench.contestants import CONTESTANTS, UnavailableError, disagreement
-from bench.goals import judge
-from bench.measure import Series, measure
+from bench.contestants.worker import stop_workers
+from bench.measure import Errors, Settings, measure
 from bench.memory import measure_memory
-from bench.workloads import FUSEDSTEP, GROUPS, MEMORY, SAME_BYTES
+from bench.result import Result
+from bench.workloads import Group
 
 
-def run(threads: int, rounds: int, names: list[str], output: Path | None) -> None:
-    """Measure the groups that have a workload of these names."""
-    fusedstep.set_num_threads(threads)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    about = machine.describe(threads, rounds)
-    report.print_machine(console, about)
+def run(
+    groups: Sequence[Group],
+    settings: Settings,
+    *,
+    seconds: float,
+    began: float,
+    memory: bool,
+    console: Console,
+) -> Result:
+    """Measure groups of workloads, with progress on the terminal.
 
+    Args:
+        groups: what.
+        settings: how.
+        seconds: after how many seconds to begin no further group, nor rounds beyond the fewest.
+        began: since when, by perf_counter.
+        memory: whether to measure what steps allocate, too.
+        console: where tables go; progress goes to the standard error.
+    """
+    fusedstep.set_num_threads(settings.threads)
+    result = Result(machine.describe(settings.threads, settings.device), settings.device, [])
+    report.print_machine(console, result)
     # Before all else, while nothing big has been freed that the steps could take again unseen.
-    memory = [measure_memory(dtype) for dtype in ("float32", "bfloat16")] if MEMORY in names else []
-    print("comparing results (DeepSpeed compiles itself the first time)", file=sys.stderr)
-    differences = {
-        name: _disagreement(name, threads) for name in CONTESTANTS if name not in (FUSEDSTEP, SAME_BYTES)
-    }
-    report.print_differences(console, differences)
+    result.memory = [measure_memory(dtype) for dtype in ("float32", "bfloat16")] if memory else []
 
-    series: list[Series] = []
-    began, others_before = perf_counter(), machine.others_seconds()
-    for group in GROUPS:
-        if any(workload.name in names for workload in group):
-            print("measuring", ", ".join(workload.name for workload in group), file=sys.stderr)
-            series += measure(group, rounds, threads)
-    others = (machine.others_seconds() - others_before) / (perf_counter() - began)
-    verdicts = judge(series, memory)
-    if series:
-        report.print_figures(console, series)
-        report.print_means(console, series)
-        report.print_others(console, others)
-    report.print_verdicts(console, verdicts)
+    errors = Errors(settings)
+    start, others_before = perf_counter(), machine.others_seconds()
+    columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True) as progress:
+        task = progress.add_task("", total=len(groups) * settings.rounds)
+        for done, group in enumerate(groups):
+            if done and perf_counter() > began + seconds:
+                left = ", ".join(name for one in groups[done:] for name in one)
+                result.notes.append(f"The time was over before {left}: --seconds gives more.")
+                break
+            if not terminal.is_terminal:
+                terminal.print(f"{perf_counter() - began:.0f} s: {', '.join(group)}")
+            # What is left of the time is shared out evenly among the groups that are left.
+            deadline = perf_counter() + max(began + seconds - perf_counter(), 0) / (len(groups) - done)
+            rounds = iter(range(1, settings.rounds + 1))
 
-    if output is not None:
-        everything = report.as_json(about, others, differences, series, memory, verdicts)
-        output.write_text(json.dumps(everything, indent=1) + "\n")
+            def tick(
+                word: str, group: Group = group, rounds: Iterator[int] = rounds, done: int = done
+            ) -> None:
+                if word:
+                    progress.update(task, description=word)
+                    return
+                number = next(rounds)
+                progress.update(
+                    task,
+                    description=f"{', '.join(group)}: round {number}",
+                    completed=done * settings.rounds + number,
+                )
+
+            result.series += measure(group, settings, errors, deadline, tick)
+    stop_workers()  # so that their time counts as ours
+    spent = perf_counter() - start
+    result.cores_used_by_others = (machine.others_seconds() - others_before) / spent
+    return result
 
 
-def _disagreement(name: str, threads: int) -> float | str:
-    try:
-        return disagreement(name, threads)
-    except UnavailableError as error:
-        return str(error)
+def print_result(console: Console, result: Result) -> None:
+    """Print everything that a run found."""
+    if result.series:
+        report.print_figures(console, result)
+        report.print_call(console, result)
+        report.print_means(console, result)
+        report.print_absent(console, result)
+        report.print_noise(console, result)
+
+
+def save(result: Result, file: Path) -> None:
+    """Write the file, in a folder that may have to be made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result.save(file)

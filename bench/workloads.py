@@ -1,34 +1,72 @@
-"""What is measured: lists of shapes, and who steps over them. Data only."""
+"""What is measured, as data: arrays, an optimizer, dtypes, a step, and the condition it is taken in.
+
+A workload's name says all of it: ``resnet50-sgd-bfloat16-clip-ema-cold``. What goes without saying (adam,
+float32, a plain step in its usual condition) is left out.
+"""
 
 import math
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
+from functools import cached_property
 
-Shape = tuple[int, ...]
+from bench.models import MODELS, Shape
+from bench.optimizers import OPTIMIZERS
 
-FUSEDSTEP = "fusedstep"
-PAIRS = "fusedstep, pairs"  # apply_gradients(zip(grads, variables))
-PYTORCH = "PyTorch fused"
-DEEPSPEED = "DeepSpeed"
-NUMPY = "NumPy expression"
-SAME_BYTES = "same bytes"
+# Bytes of an element; "mixed" has matrices in bfloat16 and vectors in float32.
+ITEMSIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+DTYPES = [*ITEMSIZES, "mixed"]
+# clip: by the norm of all gradients. clip-ema: and an average of the variables. sparse: some rows of each.
+STEPS = ["plain", "clip", "clip-ema", "sparse"]
+# pauses: a rest before each step. cold: the caches have other data before each step. spinner: beside a Python
+# thread that never rests. busy: beside a process on every core that never rests. offset: arrays begin one
+# element after a cache line.
+CONDITIONS = ["usual", "pauses", "cold", "spinner", "busy", "offset"]
+ONE_BY_ONE = ["pauses", "cold", "spinner", "busy"]  # each step is timed alone
 
-# What a step is.
-ADAM = "Adam"
-CLIP_EMA = "clip by global norm, AdamW, EMA"
+TOUCHED = 16  # a sparse step touches one row in so many
+
+
+class UnknownWorkloadError(ValueError):
+    """No workload has this name."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Variables and gradients of one dtype, with Adam's two slots in float32."""
+    """Arrays and what is done to them."""
 
-    name: str
-    shapes: list[Shape]
-    contestants: tuple[str, ...]
+    arrays: str
+    optimizer: str = "adam"
     dtype: str = "float32"
-    spinner: bool = False  # with a Python thread that never rests beside the steps
-    pause: float = 0.0  # seconds of rest before each step
-    step: str = ADAM
+    step: str = "plain"
+    condition: str = "usual"
+
+    @property
+    def name(self) -> str:
+        """The name, without what goes without saying."""
+        parts = [self.arrays]
+        for value, usual in (
+            (self.optimizer, "adam"),
+            (self.dtype, "float32"),
+            (self.step, "plain"),
+            (self.condition, "usual"),
+        ):
+            parts += [value] if value != usual else []
+        return "-".join(parts)
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """The shapes of the variables."""
+        if self.arrays in MODELS:
+            return MODELS[self.arrays]
+        count, size = map(int, self.arrays.split("x"))
+        return [(size,)] * count
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtype of each variable and its gradient."""
+        if self.dtype == "mixed":
+            return ["bfloat16" if len(shape) > 1 else "float32" for shape in self.shapes]
+        return [self.dtype] * len(self.shapes)
 
     @property
     def elements(self) -> int:
@@ -36,100 +74,144 @@ class Workload:
         return sum(math.prod(shape) for shape in self.shapes)
 
     @property
-    def itemsize(self) -> int:
-        """The bytes of an element of a variable or gradient."""
-        return {"float32": 4, "bfloat16": 2}[self.dtype]
+    def slots(self) -> int:
+        """The slots of a variable, an average among them."""
+        return OPTIMIZERS[self.optimizer].slots + (self.step == "clip-ema")
 
     @property
+    def reads_twice(self) -> bool:
+        """Whether the gradients come in twice: once for their norm."""
+        return self.step in ("clip", "clip-ema")
+
+    @cached_property
     def step_bytes(self) -> int:
-        """The bytes that any step must move: the gradient in; the variable and two slots in and out.
+        """The bytes that any step must move: gradients in, once or twice; variables and slots in and out."""
+        total = 0
+        for shape, itemsize in zip(self.shapes, self.itemsizes, strict=True):
+            elements = math.prod(shape) if self.step != "sparse" else touched(shape) * math.prod(shape[1:])
+            gradients = 2 if self.reads_twice else 1
+            total += elements * (itemsize * (gradients + 2) + 2 * self.slots * slot_bytes(itemsize))
+        return total
 
-        With clipping the gradient comes in twice; an average comes in and goes out.
-        """
-        more = self.itemsize + 2 * 4 if self.step == CLIP_EMA else 0
-        return (3 * self.itemsize + 2 * 2 * 4 + more) * self.elements
-
-    @property
+    @cached_property
     def held_bytes(self) -> int:
         """The bytes of one contestant's variables, gradients and slots."""
-        return (2 * self.itemsize + 3 * 4) * self.elements
+        return sum(
+            math.prod(shape) * (2 * itemsize + self.slots * slot_bytes(itemsize))
+            for shape, itemsize in zip(self.shapes, self.itemsizes, strict=True)
+        )
+
+    @property
+    def itemsizes(self) -> list[int]:
+        """The bytes of an element of each variable."""
+        return [ITEMSIZES[dtype] for dtype in self.dtypes]
 
 
-def resnet50() -> Iterator[Shape]:
-    """ResNet-50 (He et al. 2015): each convolution has a batch norm with scale and shift."""
-
-    def convolution(out: int, into: int, size: int) -> Iterator[Shape]:
-        yield from ((out, into, size, size), (out,), (out,))
-
-    yield from convolution(64, 3, 7)
-    into = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            yield from convolution(width, into, 1)
-            yield from convolution(width, width, 3)
-            yield from convolution(4 * width, width, 1)
-            if block == 0:  # the shortcut changes width
-                yield from convolution(4 * width, into, 1)
-            into = 4 * width
-    yield from ((1000, into), (1000,))
+def slot_bytes(itemsize: int) -> int:
+    """The bytes of a slot's element, where a variable's has so many."""
+    return max(itemsize, 4)
 
 
-def gpt2() -> Iterator[Shape]:
-    """GPT-2 with 124 M parameters (Radford et al. 2019); the output shares the embedding."""
-    width = 768
-    norm = [(width,), (width,)]
-
-    def dense(into: int, out: int) -> list[Shape]:
-        return [(into, out), (out,)]
-
-    yield from ((50257, width), (1024, width))
-    for _ in range(12):
-        yield from (*norm, *dense(width, 3 * width), *dense(width, width))
-        yield from (*norm, *dense(width, 4 * width), *dense(4 * width, width))
-    yield from norm
+def touched(shape: Shape) -> int:
+    """How many rows a sparse step touches."""
+    return max(shape[0] // TOUCHED, 1)
 
 
-RESNET50, GPT2 = list(resnet50()), list(gpt2())
+def workload(name: str) -> Workload:
+    """Find the workload of a name.
 
-SMALL = (FUSEDSTEP, PAIRS, PYTORCH, DEEPSPEED, NUMPY, SAME_BYTES)
-LARGE = (FUSEDSTEP, PYTORCH, DEEPSPEED, SAME_BYTES)
-CLIPPING = (FUSEDSTEP, PYTORCH, SAME_BYTES)
-ALONE = (
-    FUSEDSTEP,
-    SAME_BYTES,
-)  # in bfloat16 the peers are not compared: PyTorch's slots would be bfloat16, too
+    Raises:
+        UnknownWorkloadError: there is none.
+    """
+    arrays, *rest = re.split("-", name, maxsplit=1)
+    if arrays not in MODELS and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", arrays):
+        raise UnknownWorkloadError(f"{name}: there are no arrays {arrays!r}")
+    left = "-" + rest[0] if rest else ""
+    found = []
+    for choices in (OPTIMIZERS, DTYPES, STEPS, CONDITIONS):
+        fitting = [choice for choice in choices if re.match(rf"-{choice}(-|$)", left)]
+        best = max(fitting, key=len, default=next(iter(choices)))
+        found.append(best)
+        left = left.removeprefix(f"-{best}")
+    if left:
+        raise UnknownWorkloadError(f"{name}: nothing is called {left.removeprefix('-')!r} there")
+    return Workload(arrays, *found)
 
-PAUSE = 20e-3  # in which the threads of OpenMP fall asleep
 
 # The workloads of one group are measured in the same rounds, so they can be compared with each other.
-GROUPS: list[list[Workload]] = [
-    [
-        Workload("1000x256", [(256,)] * 1000, SMALL),
-        Workload("1x256000", [(256_000,)], LARGE),
-    ],
-    [
-        Workload("10000x64", [(64,)] * 10_000, (FUSEDSTEP, PAIRS, SAME_BYTES)),
-        Workload("10000x64-spinner", [(64,)] * 10_000, (FUSEDSTEP,), spinner=True),
-    ],
-    [
-        Workload("1x64", [(64,)], SMALL),
-        Workload("1x64-spinner", [(64,)], (FUSEDSTEP,), spinner=True),
-    ],
-    [
-        Workload("1000x256-pauses", [(256,)] * 1000, SMALL, pause=PAUSE),
-        Workload("1x1000000-pauses", [(1_000_000,)], LARGE, pause=PAUSE),
-    ],
-    [Workload("1x100000", [(100_000,)], LARGE)],
-    [Workload("1x1000000", [(1_000_000,)], LARGE)],
-    [Workload("resnet50", RESNET50, LARGE)],
-    [Workload("resnet50-bfloat16", RESNET50, ALONE, dtype="bfloat16")],
-    [Workload("resnet50-clip-ema", RESNET50, CLIPPING, step=CLIP_EMA)],
-    [Workload("1000x256-clip-ema", [(256,)] * 1000, CLIPPING, step=CLIP_EMA)],
-    [Workload("gpt2", GPT2, LARGE)],
-    [Workload("gpt2-bfloat16", GPT2, ALONE, dtype="bfloat16")],
-]
+Group = list[str]
 
-MEMORY = "memory"  # the name of the check in memory.py
+SIZES = [f"1x{2**k}" for k in range(6, 29, 2)]
 
-assert (len(RESNET50), GROUPS[6][0].elements) == (161, 25_557_032)
-assert (len(GPT2), GROUPS[10][0].elements) == (148, 124_439_808)
+SETS: dict[str, tuple[str, list[Group]]] = {
+    "default": (
+        "what most people want to know",
+        [
+            ["1x1", "1x64"],
+            ["1000x256"],
+            ["resnet50"],
+            ["1x1048576", "1x1048576-cold"],
+            ["mlp"],
+            ["mlp-adamw-clip-ema"],
+            ["mlp-bfloat16"],
+            ["embedding-sparse"],
+            ["10000x64"],
+            ["1000x256-busy"],
+        ],
+    ),
+    "goals": (
+        "what the project's goals are about",
+        [
+            ["1000x256", "1x256000"],
+            ["10000x64", "10000x64-spinner"],
+            ["1x64", "1x64-spinner"],
+            ["1000x256-pauses", "1x1000000-pauses"],
+            ["1x100000"],
+            ["1x1000000"],
+            ["resnet50"],
+            ["resnet50-bfloat16"],
+            ["resnet50-adamw-clip-ema"],
+            ["1000x256-adamw-clip-ema"],
+            ["gpt2"],
+            ["gpt2-bfloat16"],
+        ],
+    ),
+    "call": ("the overhead of the call: steps with nothing to do", [["1x1"], ["1000x1"]]),
+    "counts": (
+        "the number of arrays",
+        [["1x256", "10x256"], ["100x256"], ["1000x256"], ["10000x256"]],
+    ),
+    "sizes": ("one array, from 64 to 2^28 elements", [[name] for name in SIZES]),
+    "models": ("models", [["mlp"], ["resnet50"], ["gpt2"], ["llama1b"]]),
+    "steps": (
+        "more than a plain step",
+        [
+            ["resnet50"],
+            ["resnet50-clip"],
+            ["resnet50-adamw-clip-ema"],
+            ["resnet50-mixed"],
+            ["embedding-sparse"],
+        ],
+    ),
+    "dtypes": ("dtypes", [[f"resnet50-{dtype}"] if dtype != "float32" else ["resnet50"] for dtype in DTYPES]),
+    "optimizers": (
+        "every optimizer",
+        [[Workload("1x1048576", optimizer).name] for optimizer in OPTIMIZERS],
+    ),
+    "conditions": (
+        "the same arrays in every condition",
+        [[Workload("1000x256", condition=condition).name for condition in CONDITIONS]],
+    ),
+    "cuda": (
+        "GPUs",
+        [
+            ["1x1000000000"],
+            ["1x1000000000-bfloat16"],
+            ["1000x256", "1000x256-clip"],
+            ["10000x64"],
+            ["1x16777216", "1x16777217", "1x16777216-offset"],
+            ["gpt2", "gpt2-clip"],
+            ["1x64"],
+        ],
+    ),
+}

@@ -1,0 +1,337 @@
+"""bench: a small real run, from the command line to file, table and pictures; the README; the counts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rich", reason="needs the bench extra")
+pytest.importorskip("matplotlib", reason="needs the bench extra")
+
+from bench import __main__ as command_line
+from bench import guard, machine, measure, plot, readme
+from bench.contestants import FUSEDSTEP, NUMPY, PAIRS, SAME_BYTES, UnavailableError, make
+from bench.contestants.contestant import Contestant, Timed
+from bench.guard.instructions import read
+from bench.guard.loops import STAGES, by_rule
+from bench.measure import Lane, Settings
+from bench.result import Result, UnreadableResultError
+from bench.series import Series
+from bench.workloads import workload
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["1x1", "1x8", "1x64", "2x64", "4x64", "3x40-clip", "1x64-sparse", "1x64-busy", "1x64-spinner"]
+CONTESTANTS = [FUSEDSTEP, PAIRS, NUMPY, SAME_BYTES]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks that are too short to measure anything, and the environment as it was."""
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 1e-4)
+    monkeypatch.setattr(measure, "SPINNER_BLOCK_SECONDS", 1e-4)
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 1e-4)
+    monkeypatch.setattr(measure, "STEPS_OF_A_BLOCK", 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processors = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, processors)
+
+
+def run(file: Path, *arguments: str) -> Result:
+    names = ["--peers", NUMPY, "--rounds", "3", "--threads", "1", "--output", str(file)]
+    command_line.main(["run", *arguments, *names])
+    return Result.load(file)
+
+
+@pytest.fixture
+def some_run(quick: None, tmp_path: Path) -> tuple[Result, Path]:
+    file = tmp_path / "some.json"
+    return run(file, "--workloads", *NAMES), file
+
+
+def test_a_run_has_every_sample(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path / "some.json", "--workloads", *NAMES)
+    printed = capsys.readouterr().out
+    assert result.contestants == CONTESTANTS
+    for one in result.series:
+        if one.workload.endswith("spinner") and one.contestant != FUSEDSTEP:
+            assert "only fusedstep" in one.absent
+            continue
+        assert len(one.samples) == 3
+        assert min(one.samples) > 0
+        assert bool(one.means) == (one.steps == 1 and one.workload in ("1x64-busy", "1x64-spinner"))
+        assert one.workload in printed
+        expected = {SAME_BYTES: None, FUSEDSTEP: 0, PAIRS: 0}
+        assert one.error == expected.get(one.contestant, one.error)
+        if one.contestant == NUMPY:
+            assert one.error is not None
+            assert 0 < one.error < 1e-6
+    assert {"commit", "cpu", "cores", "versions", "build", "caches"} <= result.machine.keys()
+    assert "The call itself" in printed
+    assert "error" in printed
+
+
+def test_a_file_is_read_as_it_was_written(some_run: tuple[Result, Path], tmp_path: Path) -> None:
+    result, _ = some_run
+    result.notes.append("a note")
+    result.save(tmp_path / "again.json")
+    assert Result.load(tmp_path / "again.json") == result
+    assert json.loads((tmp_path / "again.json").read_text())["workloads"]["4x64"]["arrays"] == 4
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 2}', "[1]"])
+def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(UnreadableResultError, match=r"other\.json"):
+        Result.load(tmp_path / "other.json")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    saved = json.loads(readme.SOURCE.read_text()) | {"format": 1}
+    (tmp_path / "old.json").write_text(json.dumps(saved))
+    with pytest.raises(UnreadableResultError, match="has format 1, this reads 2"):
+        Result.load(tmp_path / "old.json")
+
+
+def test_two_files_side_by_side(some_run: tuple[Result, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, file = some_run
+    command_line.main(["compare", str(file), str(file)])
+    printed = capsys.readouterr().out
+    assert printed.count("cannot tell") == 8 * len(CONTESTANTS) + 1
+    assert "1.000" in printed
+
+
+def test_pictures_in_both_formats(some_run: tuple[Result, Path], tmp_path: Path) -> None:
+    result, file = some_run
+    command_line.main(["plot", str(file), "--folder", str(tmp_path / "pictures")])
+    made = sorted(picture.name for picture in (tmp_path / "pictures").iterdir())
+    assert made == sorted(
+        f"some-{name}.{suffix}" for name in ("counts", "sizes", "bars") for suffix in ("svg", "png")
+    )
+    for name in ("counts", "sizes", "bars"):
+        svg = (tmp_path / "pictures" / f"some-{name}.svg").read_text()
+        assert plot.digest(file) in svg
+        for contestant in (FUSEDSTEP, NUMPY):
+            assert f">{contestant}<" in svg
+        assert (tmp_path / "pictures" / f"some-{name}.png").read_bytes().startswith(b"\x89PNG")
+    for cache in result.machine["caches"]:
+        assert f">{cache}<" in (tmp_path / "pictures" / "some-sizes.svg").read_text()
+
+
+def luminance(colour: str) -> float:
+    """As WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#0d1117"])
+def test_colours_read_in_light_and_dark(background: str) -> None:
+    def contrast(colour: str) -> float:
+        dark, light = sorted((luminance(colour), luminance(background)))
+        return (light + 0.05) / (dark + 0.05)
+
+    assert contrast(plot.INK) > 4.2  # no grey has 4.5 on both
+    assert min(map(contrast, plot.COLOURS)) > 3
+    assert plot.STYLE["savefig.transparent"]
+
+
+def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    command_line.main(["list"])
+    printed = capsys.readouterr().out
+    for name in (FUSEDSTEP, NUMPY, "Keras, jax", "bitsandbytes", "llama1b", "clip-ema", "busy", "lion"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--workloads", "none"], ["--peers", "none-such"], ["--optimizers", "none"], ["--rounds", "1"]]
+)
+def test_wrong_arguments_end_it(wrong: list[str], quick: None) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["run", "--threads", "1", *wrong])
+
+
+def test_a_saved_run_is_judged(capsys: pytest.CaptureFixture[str], quick: None) -> None:
+    command_line.main(["goals", "--threads", "1", "--from", str(readme.SOURCE)])
+    printed = capsys.readouterr().out
+    assert "1x64 takes <= 3 us" in printed
+    assert "were not measured" not in printed
+
+
+def test_what_there_is_no_time_for_is_told(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "BEGAN", command_line.BEGAN - 1000)
+    result = run(tmp_path / "some.json", "--workloads", "1x8", "1x9", "1x10")
+    assert result.workloads == ["1x8"]
+    assert "The time was over before 1x9, 1x10" in capsys.readouterr().out
+    assert "1x9" in result.notes[0]
+
+
+def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path) -> None:
+    def fails(name: str, *arguments: Any, **more: Any) -> Contestant:
+        if name == NUMPY:
+            raise OSError("no such luck")
+        return make(name, *arguments, **more)
+
+    monkeypatch.setattr(measure, "make", fails)
+    found = {one.contestant: one for one in run(tmp_path / "some.json", "--workloads", "1x8").series}
+    assert found[NUMPY].absent == "OSError: no such luck"
+    assert len(found[FUSEDSTEP].samples) == 3
+
+
+def test_who_fails_late_keeps_the_samples(
+    monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([1e-3] * 12)
+
+    def fails_late(name: str, *arguments: Any, **more: Any) -> Contestant:
+        made = make(name, *arguments, **more)
+        if name != NUMPY:
+            return made
+        return Contestant(made.step, made.variables, made.scale, {}, lambda *_: Timed(next(clock)))
+
+    monkeypatch.setattr(measure, "make", fails_late)
+    monkeypatch.setattr(measure, "PLACEMENTS", 1)
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0)
+    found = {one.contestant: one for one in run(tmp_path / "some.json", "--workloads", "1x8").series}
+    assert (len(found[NUMPY].samples), len(found[FUSEDSTEP].samples)) == (3, 3)
+    clock = iter([1e-3] * 6)
+    found = {one.contestant: one for one in run(tmp_path / "some.json", "--workloads", "1x8").series}
+    assert (len(found[NUMPY].samples), len(found[FUSEDSTEP].samples)) == (2, 3)
+    assert found[NUMPY].absent.startswith("StopIteration")
+    assert f"without {NUMPY}" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_together_goes_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path
+) -> None:
+    def together(*_: Any) -> None:
+        raise AssertionError("they do not fit")
+
+    monkeypatch.setattr(measure, "_measure_together", together)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 3 * workload("1x1000").held_bytes)
+    result = run(tmp_path / "some.json", "--workloads", "1x1000")
+    assert [len(one.samples) for one in result.series] == [3] * len(CONTESTANTS)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 10)
+    result = run(tmp_path / "some.json", "--workloads", "1x1000")
+    assert {one.absent for one in result.series} == {"too little memory is free"}
+
+
+def test_who_is_far_behind_steps_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would only take the others' time; its ratios are of the first rounds."""
+    clock = {FUSEDSTEP: 0.01, NUMPY: 1.0}
+    settings = Settings("cpu", 1, 8, [FUSEDSTEP, NUMPY])
+
+    def lane_of(series: Series, *_: Any) -> Lane:
+        timed = Timed(clock[series.contestant])
+        return Lane(series, Contestant(list, list, float, {}, lambda *_: timed), "usual", 10.0)
+
+    monkeypatch.setattr(measure, "prepare", lane_of)
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0)
+    wanted = [(Series("1x64", name), workload("1x64")) for name in clock]
+    measure._measure_together(wanted, settings, float("inf"), str)
+    assert [len(series.samples) for series, _ in wanted] == [8, measure.FEWEST_ROUNDS]
+
+
+def test_the_readme_has_the_figures_of_the_saved_run() -> None:
+    command = [sys.executable, "-m", "bench", "readme", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_figures_in_the_readme_are_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None
+) -> None:
+    (tmp_path / "README.md").write_text(readme.README.read_text().replace(" µs", " ms", 1))
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    with pytest.raises(SystemExit, match="has other figures"):
+        readme.check()
+    monkeypatch.setattr(readme, "SOURCE", ROOT / "bench" / "results" / "amd-epyc-avx512-2-cores.json")
+    with pytest.raises(SystemExit, match=r"does not show .*\n.* is drawn from another"):
+        readme.check()
+
+
+def test_saved_runs_can_be_read() -> None:
+    files = sorted((ROOT / "bench" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        result = Result.load(file)
+        assert result.machine["commit"]
+        assert all(workload(name).name == name for name in result.workloads)
+
+
+def counts(instructions: int, loops: int, compiler: str = "1") -> guard.Counts:
+    made_with = {"compiler": compiler}
+    return {
+        "instructions": {"made with": made_with, "counts": {"1x64": instructions}},
+        "vectorised loops": {"made with": made_with, "counts": {"Adam, avx2": loops}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "differs"),
+    [
+        (counts(1000, 9), []),
+        (counts(1010, 9), []),
+        (counts(1011, 9), ["instructions of 1x64: 1000 stored, 1011 now (+1.1 %)"]),
+        (counts(900, 9), ["instructions of 1x64: 1000 stored, 900 now (-10.0 %)"]),
+        (counts(1000, 8), ["vectorised loops of Adam, avx2: 9 stored, 8 now (-11.1 %)"]),
+        (counts(5, 5, compiler="2"), []),
+    ],
+)
+def test_counts_are_compared(
+    now: guard.Counts, differs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guard.compare(counts(1000, 9), now) == differs
+    told = "not judged" in capsys.readouterr().out
+    assert told == (now["instructions"]["made with"]["compiler"] == "2")
+
+
+def test_counts_that_came_or_went_are_seen() -> None:
+    now = counts(1000, 9)
+    now["vectorised loops"]["counts"] = {"Lion, avx2": 9}
+    assert len(guard.compare(counts(1000, 9), now)) == 2
+
+
+def test_the_guard_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = json.loads(guard.STORED.read_text())
+    monkeypatch.setattr(guard, "count", lambda: stored)
+    guard.main(update=False)
+    other = json.loads(guard.STORED.read_text())
+    other["instructions"]["counts"]["1x64"] *= 2
+    monkeypatch.setattr(guard, "count", lambda: other)
+    with pytest.raises(SystemExit, match=r"1x64: .*\n.*--update"):
+        guard.main(update=False)
+
+
+def test_what_the_tools_say_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("version: 1\nevents: Ir\ntotals: 12345\n")
+    assert read(tmp_path / "out") == 12345
+    found = "x.hpp:1:2: optimized: loop vectorized using 32 byte vectors\n"
+    narrow = found.replace("32", "16")
+    dump = (
+        f"\n;; Function fusedstep::avx2::sweep_run<fusedstep::avx2::Adam<float>, float> (_Z1)\n"
+        f"{found}{narrow}"
+        f";; Function fusedstep::avx2::load<float> (_Z2)\n{found}"
+        f";; Function fusedstep::avx2::tile_rule<Adam<double>, double>()::<lambda()>::_FUN (_Z3)\n{found}"
+    )
+    assert by_rule(dump, 32) == {"Adam": 2, STAGES: 1}
+
+
+def test_peers_are_pinned_and_torch_is_spelled_plainly() -> None:
+    from bench.peers import pinned
+
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pinned())
+    assert "torch==2.13.0" in pinned()
+
+
+def test_a_contestant_that_is_missing_says_so() -> None:
+    with pytest.raises(UnavailableError, match=r"not installed|has no sparse"):
+        make("thinc", workload("1x64-sparse"), threads=1)

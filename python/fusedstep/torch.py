@@ -156,9 +156,13 @@ class Fused(torch.optim.Optimizer):
         return loss
 
     @property
-    def gradient_norm(self) -> float | None:
-        """The Euclidean norm of all gradients of the last step, before ``max_norm`` clipped them."""
-        return self._parts[0].plan.norm if self._parts else None
+    def gradient_norm(self) -> float | Tensor | None:
+        """The Euclidean norm of all gradients of the last step, before ``max_norm`` clipped them.
+
+        Of parameters on a GPU, a tensor there: the last step's, until the next one.
+        """
+        norm = self._parts[0].plan.norm if self._parts else None
+        return torch.from_dlpack(norm) if isinstance(norm, _native.DeviceArray) else norm
 
     @contextlib.contextmanager
     @torch.no_grad()

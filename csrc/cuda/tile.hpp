@@ -31,17 +31,16 @@ template <class Storage, class C, int V>
 FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elements<V> of) {
   constexpr int n = packet_size<Storage, V>;
   is_in_arrays(from);
+  Loaded<Storage, V> loaded;
   if (takes_packets(from, of)) {
     FUSEDSTEP_UNROLLED
-    for (int k = 0; k < V / n; ++k) {
-      const Packet<Storage, n> packet = reinterpret_cast<const Packet<Storage, n>*>(from)[k];
-      FUSEDSTEP_UNROLLED
-      for (int i = 0; i < n; ++i) to[k * n + i] = static_cast<C>(widen(packet.values[i]));
-    }
+    for (int k = 0; k < V / n; ++k) loaded.template set_packet<n>(k, from);
   } else {
     FUSEDSTEP_UNROLLED
-    for (int i = 0; i < V; ++i) to[i] = of.has(i) ? static_cast<C>(widen(from[i])) : C(0);
+    for (int i = 0; i < V; ++i) loaded.set(i, of.has(i) ? from[i] : Storage());
   }
+  FUSEDSTEP_UNROLLED
+  for (int i = 0; i < V; ++i) to[i] = static_cast<C>(widen(loaded.get(i)));
 }
 
 template <class Storage, class C, int V>

@@ -22,7 +22,7 @@ CUOBJDUMP = shutil.which("cuobjdump") or next(map(str, WHEELS.glob("*/bin/cuobjd
 
 pytestmark = [
     pytest.mark.skipif(not _native.cuda_version, reason="this build has no kernels for GPUs"),
-    pytest.mark.skipif(CUOBJDUMP is None, reason='needs cuobjdump: pip install ".[cuda-test]"'),
+    pytest.mark.skipif(CUOBJDUMP is None, reason='needs cuobjdump: pip install ".[test]"'),
 ]
 
 # Loads and stores of 16 bytes that a kernel must have, and more of them for each slot of its rule.

@@ -95,8 +95,7 @@ class Block {
 };
 
 template <template <class> class R, Kernel kernel>
-__global__ void __launch_bounds__(block_threads, is_first_pass<R, kernel> ? 1 : 2)
-    sweep_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(block_threads, 2) sweep_kernel(const __grid_constant__ Launch launch) {
   __shared__ Made made[is_first_pass<R, kernel> ? Block::warps : 1];
   Block team;
   sweep_block<R, kernel>(team, launch, made);

@@ -21,7 +21,7 @@ template <class C, class Read>
 FUSEDSTEP_HOST_DEVICE inline void sum_rows(int thread, std::int64_t begin, std::int64_t end, const Read& read,
                                            double* lane) {
   for (std::int64_t from = begin + thread * lanes_of_thread; from < end; from += lanes) {
-    C x[lanes_of_thread];
+    C x[lanes_of_thread] = {};
     const auto of = elements_until<lanes_of_thread>(from, end);
     read(from, x, of);
     FUSEDSTEP_UNROLLED
@@ -46,7 +46,7 @@ FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, co
   team.each_of_warp([&](int thread) {
     bool finite = true;
     for (std::int64_t from = begin + thread * lanes_of_thread; from < end; from += lanes) {
-      C x[lanes_of_thread];
+      C x[lanes_of_thread] = {};
       read(from, x, elements_until<lanes_of_thread>(from, end));
       FUSEDSTEP_UNROLLED
       for (int i = 0; i < lanes_of_thread; ++i) finite &= x[i] - x[i] == 0;

@@ -199,18 +199,23 @@ FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& 
                                               double* of_update) {
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
-  constexpr int V = lanes_of_thread;
-  for (std::int64_t from = span.begin + thread * V; from < span.end; from += lanes) {
-    const auto of = elements_until<V>(from, span.end);
-    Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, of);
-    stage_tile<Pass::first>(flow, tile, of);
-    if (!tile.updates) continue;
+  constexpr int V = widest_access / static_cast<int>(sizeof(C));
+  static_assert(lanes_of_thread % V == 0);
+  for (std::int64_t row = span.begin + thread * lanes_of_thread; row < span.end; row += lanes) {
     FUSEDSTEP_UNROLLED
-    for (int i = 0; i < V; ++i) {
-      const double p = tile.variable()[i], u = tile.update()[i];
-      if (!of.has(i)) continue;
-      of_variable[i] += p * p;
-      of_update[i] += u * u;
+    for (int lane = 0; lane < lanes_of_thread; lane += V) {
+      const std::int64_t from = row + lane;
+      const auto of = elements_until<V>(from, span.end);
+      Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, of);
+      stage_tile<Pass::first>(flow, tile, of);
+      if (!tile.updates) continue;
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < V; ++i) {
+        const double p = tile.variable()[i], u = tile.update()[i];
+        if (!of.has(i)) continue;
+        of_variable[lane + i] += p * p;
+        of_update[lane + i] += u * u;
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 
 #include "core/stages.hpp"
 #include "cuda/launch.hpp"
+#include "cuda/packet.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
@@ -21,18 +22,6 @@ struct Elements {
   FUSEDSTEP_HOST_DEVICE bool has(int i) const { return low <= i && i < high; }
 };
 
-constexpr int widest_access = 16;  // bytes
-
-template <class Storage, int count>
-struct alignas(sizeof(Storage) * count) Packet {
-  Storage values[count];
-};
-
-// How many elements one access takes, of V.
-template <class Storage, int V>
-constexpr int packet_size =
-    V * sizeof(Storage) <= widest_access ? V : widest_access / static_cast<int>(sizeof(Storage));
-
 template <class Storage, int V>
 FUSEDSTEP_HOST_DEVICE inline bool takes_packets(const Storage* values, Elements<V> of) {
   return of.all() && reinterpret_cast<std::uintptr_t>(values) % (packet_size<Storage, V> * sizeof(Storage)) == 0;
@@ -41,29 +30,30 @@ FUSEDSTEP_HOST_DEVICE inline bool takes_packets(const Storage* values, Elements<
 template <class Storage, class C, int V>
 FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elements<V> of) {
   constexpr int n = packet_size<Storage, V>;
+  is_in_arrays(from);
+  Loaded<Storage, V> loaded;
   if (takes_packets(from, of)) {
     FUSEDSTEP_UNROLLED
-    for (int k = 0; k < V / n; ++k) {
-      const Packet<Storage, n> packet = reinterpret_cast<const Packet<Storage, n>*>(from)[k];
-      FUSEDSTEP_UNROLLED
-      for (int i = 0; i < n; ++i) to[k * n + i] = static_cast<C>(widen(packet.values[i]));
-    }
+    for (int k = 0; k < V / n; ++k) loaded.template set_packet<n>(k, from);
   } else {
     FUSEDSTEP_UNROLLED
-    for (int i = 0; i < V; ++i) to[i] = of.has(i) ? static_cast<C>(widen(from[i])) : C(0);
+    for (int i = 0; i < V; ++i) loaded.set(i, of.has(i) ? from[i] : Storage());
   }
+  FUSEDSTEP_UNROLLED
+  for (int i = 0; i < V; ++i) to[i] = static_cast<C>(widen(loaded.get(i)));
 }
 
 template <class Storage, class C, int V>
 FUSEDSTEP_HOST_DEVICE inline void store_values(const C* from, Storage* to, Elements<V> of) {
   constexpr int n = packet_size<Storage, V>;
+  is_in_arrays(to);
   if (takes_packets(to, of)) {
     FUSEDSTEP_UNROLLED
     for (int k = 0; k < V / n; ++k) {
       Packet<Storage, n> packet;
       FUSEDSTEP_UNROLLED
       for (int i = 0; i < n; ++i) narrow(from[k * n + i], packet.values[i]);
-      reinterpret_cast<Packet<Storage, n>*>(to)[k] = packet;
+      store_packet(packet, reinterpret_cast<Packet<Storage, n>*>(to) + k);
     }
   } else {
     FUSEDSTEP_UNROLLED

@@ -1,0 +1,149 @@
+"""What nvcc made of the kernels: accesses of 16 bytes, nothing in local memory, no fma in a rule.
+
+Reads the device code of the installed package, where it has some.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from conftest import WITH_POW
+from fusedstep import _native
+
+# A wheel puts it beside the packages, where no command is looked for.
+WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia"
+CUOBJDUMP = shutil.which("cuobjdump") or next(map(str, WHEELS.glob("*/bin/cuobjdump")), None)
+
+pytestmark = [
+    pytest.mark.skipif(not _native.cuda_version, reason="this build has no kernels for GPUs"),
+    pytest.mark.skipif(CUOBJDUMP is None, reason='needs cuobjdump: pip install ".[test]"'),
+]
+
+# Loads and stores of 16 bytes that a kernel must have, and more of them for each slot of its rule.
+ACCESSES = {
+    # In each of four dtypes: the variable and the gradient. A tile's slots take one access, or two beside
+    # eight elements of 16 bits.
+    "bare": {"loads": (4 * 2, 6), "stores": (4, 6)},
+    # For both compute types: variable, sum over calls and average; a gradient of the compute type, and three
+    # more for float32 and float64 gradients of float32. The sum is set and cleared, the variable stored alone
+    # and from its average.
+    "staged": {"loads": (2 * 3 + 4, 2), "stores": (2 * 4, 2)},
+    # The same without the average and with two tiles a row in float64.
+    "first": {"loads": (3 * 2 + 5, 3), "stores": (3 * 2, 3)},
+    "second": {"loads": (2 * 2, 2), "stores": (2 * 2, 0)},
+}
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ )? *([A-Z][\w.]*)", re.MULTILINE)
+WIDE = re.compile(r"(LDG|STG)\.E\..*\b128\b")
+NOT_EXACT = re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\.(?:approx|full|ftz)\b")
+POW = {optimizer._rule().replace("_", "") for optimizer in WITH_POW}
+POW_OF_CUDA = "__internal_"
+
+
+def dump(option: str) -> str:
+    assert CUOBJDUMP is not None
+    environment = {**os.environ, "PATH": f"{Path(CUOBJDUMP).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [CUOBJDUMP, option, str(_native.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rule_of(function: str) -> str:
+    """A kernel's or function's rule as in C++, in lower case; empty where it has none."""
+    found = re.search(r"cuda\d+[a-z_]+INS0_\d+([A-Z]\w*?)E", function)
+    return found[1].lower() if found else ""
+
+
+def expected_kernels() -> dict[str, tuple[str, int]]:
+    """How the kernels' names end, and of what kind they are, of a rule of how many slots."""
+    kernels = {}
+    for rule, (slots, _) in _native.rules().items():
+        name = rule.replace("_", "")
+        numbers = {1: "first", 2: "second"} if rule == "lamb" else {0: "bare", 1: "staged"}
+        for number, kind in numbers.items():
+            kernels[f"{name} {number}"] = (kind, len(slots))
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def machine_code() -> list[tuple[str, str, Counter[str]]]:
+    """Architecture, function and how many of which instructions, for all that is in the package."""
+    code = []
+    for of_architecture in re.split(r"\n\s*code for ", dump("-sass"))[1:]:
+        architecture = of_architecture.split(maxsplit=1)[0]
+        names_and_bodies = re.split(r"\n\s*Function : (\S+)\n", of_architecture)
+        for name, body in zip(names_and_bodies[1::2], names_and_bodies[2::2], strict=True):
+            code.append((architecture, name, Counter(INSTRUCTION.findall(body))))
+    assert code
+    return code
+
+
+def test_every_rule_has_its_kernels(machine_code: list[tuple[str, str, Counter[str]]]) -> None:
+    for architecture in {architecture for architecture, _, _ in machine_code}:
+        kernels = [name for of, name, _ in machine_code if of == architecture and "kernel" in name]
+        found = {f"{rule_of(name)} {name[name.index('KernelE') + 7]}" for name in kernels if rule_of(name)}
+        assert found == set(expected_kernels())
+        assert sum("norms_kernel" in name for name in kernels) == 1
+
+
+def test_kernels_access_sixteen_bytes_at_a_time(machine_code: list[tuple[str, str, Counter[str]]]) -> None:
+    expected = expected_kernels()
+    for architecture, name, instructions in machine_code:
+        if not rule_of(name) or "KernelE" not in name:
+            continue
+        kernel = f"{rule_of(name)} {name[name.index('KernelE') + 7]}"
+        kind, slots = expected[kernel]
+        for access, opcode in (("loads", "LDG"), ("stores", "STG")):
+            wide = sum(n for what, n in instructions.items() if WIDE.match(what) and what.startswith(opcode))
+            fixed, for_slot = ACCESSES[kind][access]
+            assert wide >= fixed + for_slot * slots, f"{architecture}: {access} of {kernel} ({kind})"
+
+
+def test_nothing_is_in_local_memory(machine_code: list[tuple[str, str, Counter[str]]]) -> None:
+    for architecture, name, instructions in machine_code:
+        local = [what for what in instructions if re.match("LDL|STL", what)]
+        assert local == [], f"{architecture}: {name}"
+
+
+def functions_of_ptx() -> dict[str, str]:
+    """Names and bodies; a definition comes after its declaration."""
+    parts = re.split(r"^(?=(?:\.visible |\.weak )?\.(?:entry|func)\b)", dump("-ptx"), flags=re.MULTILINE)[1:]
+    functions = {}
+    for part in parts:
+        name = re.match(r"[^(]*(?:entry|func)\s+(?:\([^)]*\)\s*)?(\w+)", part)
+        assert name
+        functions[name[1]] = part
+    return functions
+
+
+def test_arithmetic_is_exact() -> None:
+    """No rule is contracted or approximated, but CUDA's pow, which rules with another power call."""
+    functions = functions_of_ptx()
+    assert sum("kernel" in name for name in functions) == len(expected_kernels()) + 1
+    exact = {
+        name: body
+        for name, body in functions.items()
+        if rule_of(name) not in POW and not name.startswith(POW_OF_CUDA)
+    }
+    assert len(functions) > len(exact) > len(functions) * 3 / 4
+    for name, body in exact.items():
+        assert NOT_EXACT.findall(body) == [], name
+        assert POW_OF_CUDA not in body, name
+    assert any(re.search(r"\bdiv\.rn\.f32", body) and "sqrt.rn.f32" in body for body in exact.values())
+
+
+def test_no_library_of_cuda_is_needed() -> None:
+    """The package is imported where there is no driver."""
+    if not shutil.which("readelf"):
+        pytest.skip("needs readelf")
+    command = ["readelf", "-dW", str(_native.__file__)]
+    dynamic = subprocess.run(command, check=True, capture_output=True, text=True)
+    libraries = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic.stdout)
+    assert "libc.so.6" in libraries
+    assert [library for library in libraries if "cuda" in library] == []

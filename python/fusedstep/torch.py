@@ -10,6 +10,7 @@ schedulers and state. What is identical, what is better and what is not supporte
 
 import contextlib
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -207,6 +208,9 @@ class Fused(torch.optim.Optimizer):
 
     def _current_parts(self) -> "list[Part]":
         """Return the parts, made anew where groups, rules or parameters with gradients are others."""
+        for group in self.param_groups:
+            if not math.isfinite(group["lr"]):
+                raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
         groups = [
             (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"])
             for g in self.param_groups

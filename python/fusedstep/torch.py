@@ -332,7 +332,9 @@ class Part:
     def step(self) -> None:
         """Make the native call, unless no parameter has a gradient."""
         grads = list(map(gradient_of, self.params))
-        absent = [i for i, grad in enumerate(grads) if grad is None]
+        absent = []
+        if type(None) in set(map(type, grads)):
+            absent = [i for i, grad in enumerate(grads) if grad is None]
         if len(absent) == len(grads):
             return
         for i, odd in self.odd.items():

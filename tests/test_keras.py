@@ -1,5 +1,6 @@
 """fusedstep.keras: Keras' numbers, options and files, and programs as people write them."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,22 @@ def test_arguments_are_checked() -> None:
         adapted.Adam(beta_1=1.0)
     with pytest.raises(NotImplementedError, match=r"Adam\.stateless_apply: steps update variables in place"):
         adapted.Adam().stateless_apply([], [], [])
+
+
+def test_variables_of_two_models_at_once_are_refused() -> None:
+    first, second = variables(), variables()
+    optimizer = adapted.Adam(0.1)
+    walk(optimizer, first, range(1))
+    walk(optimizer, second, range(1))
+    mixed = [first[0], second[1]]
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply(gradients(mixed, 0), mixed)
+
+
+def test_signatures_are_those_of_keras() -> None:
+    for name in NAMES:
+        ours, theirs = getattr(adapted, name), getattr(keras.optimizers, name)
+        assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
 
 
 def test_a_refused_step_changes_nothing() -> None:

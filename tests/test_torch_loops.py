@@ -1,6 +1,7 @@
 """fusedstep.torch in the loops that people have: groups, state, schedulers, scalers, hooks."""
 
 import copy
+import inspect
 import io
 import pickle
 from typing import Any
@@ -376,6 +377,22 @@ def test_arguments_are_checked_as_pytorch_does() -> None:
         adapted.Adam(parameters(), differentiable=True)
 
 
+def test_signatures_are_those_of_pytorch_with_two_more() -> None:
+    for name in NAMES:
+        ours = inspect.signature(getattr(adapted, name)).parameters
+        theirs = inspect.signature(getattr(torch.optim, name)).parameters
+        assert list(ours) == [*theirs, "max_norm", "ema"]
+        assert all(ours[argument].default == theirs[argument].default for argument in theirs)
+
+
+@pytest.mark.parametrize("way", ["foreach", "fused", "capturable"])
+def test_arguments_that_choose_an_implementation_change_nothing(way: str) -> None:
+    plain, chosen = parameters(), parameters()
+    walk(adapted.Adam(plain), plain, range(3))
+    walk(adapted.Adam(chosen, **{way: True}), chosen, range(3))
+    assert equal(plain, chosen)
+
+
 @pytest.mark.parametrize("rules", [1, 2])
 def test_sparse_gradients_are_refused_whole(rules: int) -> None:
     """Also where a group with another rule would have been updated before."""
@@ -390,6 +407,17 @@ def test_sparse_gradients_are_refused_whole(rules: int) -> None:
     assert native_calls(optimizer) == rules
     assert equal(params, before)
     assert optimizer.state[params[0]]["step"].item() == 0
+
+
+def test_a_learning_rate_that_is_not_finite_is_refused_whole() -> None:
+    params = parameters()
+    optimizer = adapted.SGD([{"params": params[:1]}, {"params": params[1:], "maximize": True}], lr=0.1)
+    optimizer.param_groups[1]["lr"] = float("inf")
+    set_gradients(params, 0)
+    before = values(params)
+    with pytest.raises(ValueError, match=r"SGD\.step: lr must be finite, got inf"):
+        optimizer.step()
+    assert equal(params, before)
 
 
 def test_dtypes_that_are_none_are_refused() -> None:

@@ -11,6 +11,7 @@ identical, what is better and what is not supported is in examples/keras.md. Imp
 another backend raises RuntimeError.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -63,6 +64,13 @@ class Fused(keras.optimizers.Optimizer):
     _core_class: ClassVar[type[fusedstep.Optimizer]]
     _core_arguments: ClassVar[dict[str, Any]] = {}  # that choose Keras' formula
 
+    def __init_subclass__(cls) -> None:
+        """Show the signature of Keras' class."""
+        super().__init_subclass__()
+        if "__init__" not in vars(cls):
+            _, *theirs = inspect.signature(super().__init__).parameters.values()
+            cls.__signature__ = inspect.Signature(theirs)  # type: ignore[attr-defined]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._names = tuple(
@@ -89,7 +97,9 @@ class Fused(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        self._layout = Layout([v for v in variables if not self._overwrite_variable_with_gradient(v)])
+        updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
+        self._overwrites = len(updated) < len(variables)
+        self._layout = Layout(updated)
         self._core.build(self._layout.named)
         for name, variable in self._layout.variable_of_name.items():
             if not self._use_weight_decay(variable):
@@ -119,6 +129,17 @@ class Fused(keras.optimizers.Optimizer):
             trainable_variables = list(trainable_variables)
             one = self._one_for(trainable_variables)
         super(Fused, one).apply(grads, trainable_variables)
+
+    # What Keras asks every variable before a step, asked at once.
+
+    def _check_variables_are_known(self, variables: Any) -> None:
+        if not self._trainable_variables_indices.keys() >= set(map(id, variables)):
+            super()._check_variables_are_known(variables)
+
+    def _overwrite_variables_directly_with_gradients(self, grads: Any, vars: Any) -> Any:
+        if not self._overwrites:
+            return grads, vars
+        return super()._overwrite_variables_directly_with_gradients(grads, vars)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         values = self._core_values()

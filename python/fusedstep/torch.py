@@ -10,6 +10,7 @@ schedulers and state. What is identical, what is better and what is not supporte
 
 import contextlib
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -211,6 +212,9 @@ class Fused(torch.optim.Optimizer):
 
     def _current_parts(self) -> "list[Part]":
         """Return the parts, made anew where groups, rules or parameters with gradients are others."""
+        for group in self.param_groups:
+            if not math.isfinite(group["lr"]):
+                raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
         groups = [
             (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"])
             for g in self.param_groups
@@ -332,7 +336,9 @@ class Part:
     def step(self) -> None:
         """Make the native call, unless no parameter has a gradient."""
         grads = list(map(gradient_of, self.params))
-        absent = [i for i, grad in enumerate(grads) if grad is None]
+        absent = []
+        if type(None) in set(map(type, grads)):
+            absent = [i for i, grad in enumerate(grads) if grad is None]
         if len(absent) == len(grads):
             return
         for i, odd in self.odd.items():

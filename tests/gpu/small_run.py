@@ -1,0 +1,54 @@
+"""A few steps of every rule on small arrays, for compute-sanitizer, which slows a GPU down.
+
+Each array has an allocation of its own, so that an access beside it is seen. The bits must be the CPU's.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import DTYPES, VARIANTS, random_array, with_arguments
+from fusedstep import Optimizer
+from gpu.libraries import CuPy, host, on_gpu
+from reference import same_bits
+
+SIZES = [0, 1, 17, 4097, 9000]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"clipnorm": 0.5, "weight_decay": 0.1, "use_ema": True},
+    {"global_clipnorm": 0.5, "skip_nonfinite": True, "gradient_accumulation_steps": 2},
+]
+
+
+def differences(library: CuPy, optimizer: Optimizer) -> int:
+    """Take two steps on the CPU and the GPU; return how many arrays differ."""
+    rng = np.random.default_rng(1)
+    twin = with_arguments(optimizer)
+    here = [random_array(rng, size, dtype) for size in SIZES for dtype in DTYPES]
+    there = on_gpu(library, here)
+    grads = [random_array(rng, one.size, one.dtype) for one in here]
+    on_device = on_gpu(library, grads)
+    for _ in range(2):
+        optimizer.apply(grads, here)
+        twin.apply(on_device, there)
+    return sum(not same_bits(ours, host(theirs)) for ours, theirs in zip(here, there, strict=True))
+
+
+def main() -> int:
+    """Return the exit status."""
+    library = CuPy()
+    library.cupy.cuda.set_allocator(None)
+    different, of_each_rule = 0, {variant._rule(): variant for variant in VARIANTS}
+    for variant in of_each_rule.values():
+        for options in OPTIONS:
+            different += differences(library, with_arguments(variant, **options))
+    print(f"{len(of_each_rule)} rules, {different} arrays differ from those of the CPU")
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

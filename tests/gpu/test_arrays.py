@@ -96,6 +96,29 @@ def test_one_dtype_after_another(library: Any) -> None:
     assert_same(optimizer, variables, reference)
 
 
+def test_former_gradients_come_again(library: Any) -> None:
+    """The very arrays of an earlier step, after steps that had others, None or strided ones."""
+    start = [np.zeros(500, np.float32) for _ in range(3)]
+    variables, reference, optimizer = on_gpu(library, start), Reference(SGD(1.0), start), SGD(1.0)
+    values = [[np.full(500, 10.0**k + i, np.float32) for i in range(3)] for k in range(3)]
+    first, second, third = (on_gpu(library, one) for one in values)
+    turned = library.array(np.full((500, 2), 7.0, np.float32))[:, 0]
+    sevens = np.full(500, 7.0, np.float32)
+    for given, expected in [
+        (first, values[0]),
+        (first, values[0]),
+        ([turned, *second[1:]], [sevens, *values[1][1:]]),
+        (first, values[0]),
+        ([third[0], None, third[2]], [values[2][0], None, values[2][2]]),
+        (second, values[1]),
+        ([first[0], second[1], turned], [values[0][0], values[1][1], sevens]),
+        (first, values[0]),
+    ]:
+        optimizer.apply(given, variables)
+        reference.apply(expected)
+        assert_same(optimizer, variables, reference)
+
+
 @pytest.mark.parametrize("options", [{}, {"global_clipnorm": 1.0}, {"skip_nonfinite": True}], ids=str)
 @pytest.mark.parametrize("cls", [Adam, Lamb])
 def test_variables_on_the_cpu_and_a_gpu(cls: type[Optimizer], options: dict[str, Any], library: Any) -> None:

@@ -104,7 +104,7 @@ def test_former_gradients_come_again(library: Any) -> None:
     first, second, third = (on_gpu(library, one) for one in values)
     turned = library.array(np.full((500, 2), 7.0, np.float32))[:, 0]
     sevens = np.full(500, 7.0, np.float32)
-    for given, expected in [
+    steps: list[tuple[list[Any], list[Any]]] = [
         (first, values[0]),
         (first, values[0]),
         ([turned, *second[1:]], [sevens, *values[1][1:]]),
@@ -113,7 +113,8 @@ def test_former_gradients_come_again(library: Any) -> None:
         (second, values[1]),
         ([first[0], second[1], turned], [values[0][0], values[1][1], sevens]),
         (first, values[0]),
-    ]:
+    ]
+    for given, expected in steps:
         optimizer.apply(given, variables)
         reference.apply(expected)
         assert_same(optimizer, variables, reference)

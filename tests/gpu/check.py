@@ -119,11 +119,11 @@ class Check:
     def stages(self) -> list[Stage]:
         """Return them in their order."""
         return [
-            Stage("build", self.build, 300, 120),
+            Stage("build", self.build, 260, 120),
             Stage("tests", self.test, 200, 60),
             Stage("memcheck", lambda seconds: self.sanitize("memcheck", seconds), 60, 20),
             Stage("racecheck", lambda seconds: self.sanitize("racecheck", seconds), 60, 20),
-            Stage("bench", self.bench, 120, 45),
+            Stage("bench", self.bench, 220, 60),
         ]
 
     def run(self, seconds: float) -> bool:
@@ -253,7 +253,7 @@ class Check:
         log, result = self.output / "bench.log", self.output / "bench.json"
         command = [sys.executable, "-m", "bench", "run", "--device", "cuda", "--output", str(result)]
         # It begins nothing more after so long, and writes when it is done.
-        command += ["--seconds", str(max(10, int(seconds) - 50))]
+        command += ["--seconds", str(max(10, min(150, int(seconds) - 50)))]
         [code] = run_all([command], log, seconds, self.environment)
         if code == 2 and "usage:" in log.read_text(errors="replace"):
             return Outcome("skipped", "this tree's bench has no run --device cuda")

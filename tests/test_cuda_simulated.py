@@ -351,6 +351,24 @@ def test_settings_replicas_and_final_averages(gpus: None) -> None:
     assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, on_cpu, strict=True))
 
 
+def test_former_gradients_come_again(gpus: None) -> None:
+    """The very arrays of an earlier step, after a step that had others in another order."""
+    start = [np.zeros(500, np.float32) for _ in range(2)]
+    optimizer, on_gpu, reference = SGD(1.0), put(start), Reference(SGD(1.0), start)
+    values = [[np.full(500, 10.0**k + i, np.float32) for i in range(2)] for k in range(2)]
+    first, second = (put(one) for one in values)
+    for given, expected, order in [
+        (first, 0, 1),
+        (first, 0, 1),
+        (second, 1, -1),
+        (first, 0, 1),
+        (first, 0, 1),
+    ]:
+        optimizer.apply(given[::order], on_gpu[::order])
+        reference.apply(values[expected])
+        assert_same(optimizer, on_gpu, reference)
+
+
 def test_replicas_of_many_arrays(gpus: None) -> None:
     """Gradients of all replicas share a kernel's parameters: half the arrays a launch, of two."""
     rng = np.random.default_rng(12)

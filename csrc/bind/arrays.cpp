@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bind/device_array.hpp"
 #include "bind/dlpack.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
@@ -251,6 +252,7 @@ bool read_array(PyObject* object, HeldView& view) {
   if (npy_api::get().PyArray_Check_(object)) return read_numpy(object, view);
   if (read_exchanged(object, view)) return true;
   if (is_of_cupy(object)) return read_cupy(object, view);
+  if (read_device_array(object, view)) return true;
   const py::handle handle(object);
   if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
   if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view);
@@ -268,7 +270,7 @@ bool is_on_device(PyObject* object) {
 }
 
 bool is_immutable_view(PyObject* object) {
-  return cupy_type != nullptr && PyObject_TypeCheck(object, cupy_type) != 0;
+  return (cupy_type != nullptr && PyObject_TypeCheck(object, cupy_type) != 0) || py::isinstance<DeviceArray>(object);
 }
 
 void* current_stream(PyObject* object, Device device) {

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 
@@ -80,6 +81,18 @@ void DeviceArray::assign(const py::array& values) const {
                  ", the array has " + text_of(static_cast<int>(shape_.size()), shape_.data()));
   }
   if (bytes() > 0) devices()->write(device_, memory_, given.data(), bytes());
+}
+
+bool read_device_array(PyObject* object, HeldView& view) {
+  if (!py::isinstance<DeviceArray>(object)) return false;
+  const auto& array = py::cast<const DeviceArray&>(py::handle(object));
+  const auto ndim = static_cast<int>(array.shape_.size());
+  std::ranges::copy(array.shape_, view.numbers.data());
+  constexpr int flags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_WRITEABLE_ |
+                        py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  static_cast<ArrayView&>(view) = {
+      static_cast<char*>(array.memory_), ndim, view.numbers.data(), nullptr, flags, array.dtype_, array.device_};
+  return true;
 }
 
 void bind_device_array(py::module_& module) {

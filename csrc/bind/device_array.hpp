@@ -28,6 +28,7 @@ class DeviceArray {
   Device device() const { return device_; }
 
  private:
+  friend bool read_device_array(PyObject* object, HeldView& view);
   std::size_t bytes() const;
 
   void* memory_;
@@ -36,6 +37,9 @@ class DeviceArray {
   Device device_;
   std::shared_ptr<DeviceMemory> owner_;
 };
+
+// Whether an object is one; then reads it, as read_array does.
+bool read_device_array(PyObject* object, HeldView& view);
 
 void bind_device_array(py::module_& module);
 

@@ -75,6 +75,7 @@ bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end
 }
 
 void Plan::set_gradient(std::size_t index, Gradient gradient) {
+  if (!same_gradients_.empty()) same_gradients_[index] = py::object();  // until it is known again
   // Written only where it changes: the other threads have the former ones in their caches.
   Gradient& current = gradients_[index];
   if (current.data == gradient.data && current.dtype == gradient.dtype && current.rows == gradient.rows) return;

@@ -238,7 +238,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
     }
     frozen_[i] = own.frozen;
   }
-  for (const auto& part : parts_) part->configure(groups_, arrays_);
+  tell_parts();
   costs_known_ = false;
 }
 
@@ -252,7 +252,7 @@ void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector
   }
   groups_ = std::move(groups);
   for (std::size_t i = 0; of && i < count(); ++i) arrays_[i].settings = static_cast<std::uint16_t>((*of)[i]);
-  for (const auto& part : parts_) part->configure(groups_, arrays_);
+  tell_parts();
 }
 
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {

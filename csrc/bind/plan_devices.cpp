@@ -52,6 +52,11 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
   }
 }
 
+void Plan::tell_parts() {
+  for (std::size_t i = 0; i < arrays_here_.size(); ++i) arrays_here_[i].settings = arrays_[i].settings;
+  for (const auto& part : parts_) part->configure(groups_, arrays_);
+}
+
 py::object Plan::slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const {
   const Array& array = arrays_[index];
   std::size_t number = 0;

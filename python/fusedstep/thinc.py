@@ -74,7 +74,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             updater.configure(settings)
         if updater.penalty:
             gradient += updater.penalty * weights  # before it is clipped
-        rate = self.learn_rate * lr_scale
+        rate = float(self.learn_rate) * lr_scale
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
         updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
         self.nr_update[key] += 1

@@ -274,8 +274,10 @@ std::unique_ptr<Devices> make_cuda_devices(std::string& why_not) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code == cudaSuccess && count > 0) return std::make_unique<CudaDevices>(count);
   cudaGetLastError();
-  why_not = std::string("CUDA ") + cuda_version() + " finds no device here (" +
-            (code == cudaSuccess ? "there is none" : cudaGetErrorString(code)) + ")";
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  const char* const why = code == cudaSuccess ? "there is none" : driver == 0 ? "no driver" : cudaGetErrorString(code);
+  why_not = std::string("CUDA ") + cuda_version() + " finds no device here (" + why + ")";
   return nullptr;
 }
 

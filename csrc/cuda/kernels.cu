@@ -187,7 +187,13 @@ class CudaDevices : public Devices {
     return memory;
   }
 
-  void free(int, void* memory) noexcept override { cudaFree(memory); }
+  // A plan may end while its thread captures a graph, in which nothing may be freed by default.
+  void free(int, void* memory) noexcept override {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaFree(memory);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+  }
 
   void write(int device, void* to, const void* from, std::size_t bytes) override {
     const OnDevice on(device);

@@ -141,6 +141,7 @@ class Plan {
   bool is_alone() const { return parts_.size() == 1 && parts_[0]->arrays().size() == count(); }
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
+  DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
   void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device, bool mean);
   void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);

@@ -115,6 +115,12 @@ void* Plan::stream_of(const DevicePart& part) const {
   return current_stream(built_[part.arrays()[0].owner].object.ptr(), part.device());
 }
 
+DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
+  const bool two_passes = rule().compiled[compute_float32].finish != nullptr;
+  return {rule_,          two_passes, hyperparameters_, options_, 0,          nullptr, DType::float64,
+          step.gradients, count(),    replicas,         mean,     is_alone(), 0};
+}
+
 void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
                            bool mean) {
   if (call.replicas > most_gradients) {
@@ -127,19 +133,12 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     streams.push_back(stream_of(*part));
     capturing |= devices()->is_capturing(streams.back());
   }
-  DeviceStep request = {rule_,
-                        rule().compiled[compute_float32].finish != nullptr,
-                        hyperparameters_,
-                        options_,
-                        learning_rate,
-                        rate_on_device != nullptr ? rate_on_device->data : nullptr,
-                        rate_on_device != nullptr ? rate_on_device->dtype : DType::float64,
-                        step.gradients,
-                        count(),
-                        call.replicas,
-                        mean,
-                        is_alone(),
-                        0};
+  DeviceStep request = describe_on_devices(step, call.replicas, mean);
+  request.learning_rate = learning_rate;
+  if (rate_on_device != nullptr) {
+    request.learning_rate_on_device = rate_on_device->data;
+    request.learning_rate_dtype = rate_on_device->dtype;
+  }
   if (!request.alone) {
     if (capturing) {
       refuse_value(who_ +
@@ -189,22 +188,8 @@ void Plan::step_on_many_devices(const Step& step, DeviceStep& request, const std
 }
 
 void Plan::finish_averages_on_devices(const Step& step) {
-  for (const auto& part : parts_) {
-    const DeviceStep request = {rule_,
-                                rule().compiled[compute_float32].finish != nullptr,
-                                hyperparameters_,
-                                options_,
-                                0,
-                                nullptr,
-                                DType::float64,
-                                step.gradients,
-                                count(),
-                                1,
-                                false,
-                                is_alone(),
-                                0};
-    part->launch_averages(request, stream_of(*part));
-  }
+  const DeviceStep request = describe_on_devices(step, 1, false);
+  for (const auto& part : parts_) part->launch_averages(request, stream_of(*part));
 }
 
 bool Plan::is_capturing() const {

@@ -37,7 +37,7 @@ FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64
 }
 
 // The first of the rows that does not end before an element.
-FUSEDSTEP_HOST_DEVICE inline std::int64_t first_row(const Rows& rows, std::int64_t element) {
+inline std::int64_t first_row(const Rows& rows, std::int64_t element) {
   std::int64_t low = 0, high = rows.count;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;

@@ -31,32 +31,24 @@ struct LeafGroup {
   std::uint32_t count;
 };
 
-// A gradient in 8 bytes: its address, which has less than 57 bits, its dtype above them, and on top whether the address
-// is that of a SparseGradient. Zero where there is none.
+// A gradient in 8 bytes: its address, which has less than 57 bits, and its dtype above them. Zero where there is none.
 struct PackedGradient {
   std::uint64_t bits;
 };
 
-struct SparseGradient {
-  Rows rows;
-  const void* data;
-};
+constexpr int dtype_shift = 60;
 
-constexpr int dtype_shift = 60, sparse_shift = 63;
-
-inline PackedGradient packed(const void* address, DType dtype, bool sparse) {
-  if (address == nullptr) return {0};
-  return {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address)) |
-          static_cast<std::uint64_t>(dtype) << dtype_shift | static_cast<std::uint64_t>(sparse) << sparse_shift};
+inline PackedGradient packed(const Gradient& gradient) {
+  if (gradient.data == nullptr) return {0};
+  return {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(gradient.data)) |
+          static_cast<std::uint64_t>(gradient.dtype) << dtype_shift};
 }
 
 FUSEDSTEP_HOST_DEVICE inline Gradient unpacked(PackedGradient gradient) {
   if (gradient.bits == 0) return {nullptr, nullptr, DType::float32};
   const auto dtype = static_cast<DType>(gradient.bits >> dtype_shift & 3);
   const auto* const address = reinterpret_cast<const void*>(gradient.bits & ((std::uint64_t{1} << dtype_shift) - 1));
-  if ((gradient.bits >> sparse_shift & 1) == 0) return {address, nullptr, dtype};
-  const auto* const sparse = static_cast<const SparseGradient*>(address);
-  return {sparse->data, &sparse->rows, dtype};
+  return {address, nullptr, dtype};
 }
 
 // What a build has on the device beside its tables and slots.

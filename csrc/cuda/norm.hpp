@@ -10,6 +10,18 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 // The lanes of a leaf that one thread of a warp sums: neighbours, so that it loads them at once.
 constexpr int lanes_of_thread = lanes / warp_threads;
 
+// Elements of an array that a slice has.
+struct Span {
+  std::uint32_t index;  // of the array
+  std::int64_t begin, end;
+};
+
+FUSEDSTEP_HOST_DEVICE inline Span span_of(const Table& table, Slice slice) {
+  const std::int64_t size = table.arrays[slice.array].size;
+  const std::int64_t begin = static_cast<std::int64_t>(slice.number) * slice_unit;
+  return {slice.array, begin, size - begin < slice_unit ? size : begin + slice_unit};
+}
+
 template <int V>
 FUSEDSTEP_HOST_DEVICE inline Elements<V> elements_until(std::int64_t from, std::int64_t end) {
   return {0, end - from < V ? static_cast<int>(end - from) : V};
@@ -33,11 +45,10 @@ FUSEDSTEP_HOST_DEVICE inline void sum_rows(int thread, std::int64_t begin, std::
 
 // A leaf by a warp of the team.
 template <class C, class Team>
-FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, const Stages& stages, std::uint32_t index,
-                                            std::uint32_t number, double* sum) {
-  const Array& array = launch.table.arrays[index];
-  const std::int64_t begin = static_cast<std::int64_t>(number) * slice_unit;
-  const std::int64_t end = array.size - begin < slice_unit ? array.size : begin + slice_unit;
+FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, const Stages& stages, const Span& span,
+                                            double* sum) {
+  const std::uint32_t index = span.index;
+  const std::int64_t begin = span.begin, end = span.end;
   const auto read = [&](std::int64_t from, C* x, auto of) { gather_sum(launch, stages, index, from, x, of); };
   const double total = team.sum_lanes([&](int thread, double* lane) { sum_rows<C>(thread, begin, end, read, lane); });
   team.by_one_of_warp([&] { *sum = total; });
@@ -91,7 +102,7 @@ FUSEDSTEP_HOST_DEVICE inline void sum_arrays(Team& team, const Table& table, con
   team.wait();
 }
 
-// The sum over all arrays, by one block. Of more than a leaf of them the leaves' sums lie behind the groups'.
+// The sum over all arrays, by one block. Of more than a leaf of them the leaves' sums take the place of the groups'.
 template <class Team>
 FUSEDSTEP_HOST_DEVICE inline double sum_all(Team& team, const Table& table) {
   const std::uint32_t count = table.arrays_count, unit = static_cast<std::uint32_t>(slice_unit);
@@ -151,14 +162,14 @@ FUSEDSTEP_HOST_DEVICE inline void norms_block(Team& team, const Launch& launch) 
     const std::uint32_t warps = Team::warps * team.blocks();
     for (std::uint32_t i = team.block() * Team::warps + warp; i < launch.slices; i += warps) {
       const std::uint32_t slice = launch.first_slice + i;
-      const Slice here = table.slices[slice];
+      const Span span = span_of(table, table.slices[slice]);
       double* const sum = table.slice_sums + slice;
-      if (gradient_of(launch, 0, here.array).data == nullptr) {
+      if (gradient_of(launch, 0, span.index).data == nullptr) {
         team.by_one_of_warp([&] { *sum = 0; });
-      } else if (table.arrays[here.array].compute == compute_float64) {
-        norm_leaf<double>(team, launch, stages, here.array, here.number, sum);
+      } else if (table.arrays[span.index].compute == compute_float64) {
+        norm_leaf<double>(team, launch, stages, span, sum);
       } else {
-        norm_leaf<float>(team, launch, stages, here.array, here.number, sum);
+        norm_leaf<float>(team, launch, stages, span, sum);
       }
     }
   });

@@ -132,7 +132,7 @@ bool DevicePart::is_bare(const DeviceStep& step) const {
     return false;
   return std::ranges::all_of(arrays_, [&](const Array& array) {
     const Gradient& gradient = step.gradients[array.owner];
-    return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);
+    return gradient.data == nullptr || gradient.dtype == array.dtype;
   });
 }
 
@@ -161,7 +161,7 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
       PackedGradient* const list = launch.gradients + replica * (end - begin);
       for (std::size_t i = begin; i < end; ++i) {
         const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].owner];
-        list[i - begin] = averages_only ? PackedGradient{0} : packed(gradient.data, gradient.dtype, false);
+        list[i - begin] = averages_only ? PackedGradient{0} : packed(gradient);
       }
     }
     devices()->launch(device_, step.rule, kernel, launch, stream);

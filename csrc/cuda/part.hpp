@@ -2,8 +2,6 @@
 // same over CUDA's devices and simulated ones.
 #pragma once
 
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "cuda/devices.hpp"

@@ -9,17 +9,16 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 
 // What a block has made for the settings of the array at hand.
 struct Made {
-  std::uint32_t group;  // which settings; none at first
+  std::uint32_t group;  // which settings
   ComputeType compute;
   CallSettings call;
   Settings settings;
   alignas(16) std::byte rule[max_rule_size];
 };
-constexpr std::uint32_t no_group = ~std::uint32_t{0};
 
 FUSEDSTEP_HOST_DEVICE inline double learning_rate_of(const Launch& launch) {
   if (launch.learning_rate_on_device == nullptr) return launch.learning_rate;
-  double rate;
+  double rate = 0;
   load(launch.learning_rate_on_device, launch.learning_rate_dtype, 0, &rate, Elements<1>());
   return rate;
 }
@@ -145,18 +144,6 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void finish_ratios(Team& team, const Table& 
   for_arrays([&](std::uint32_t i) {
     table.factors[i] = norm_ratio(team.fresh(table.factors + i), sqrt(team.fresh(table.array_sums + i)));
   });
-}
-
-// Elements of an array that a slice has.
-struct Span {
-  std::uint32_t index;  // of the array
-  std::int64_t begin, end;
-};
-
-FUSEDSTEP_HOST_DEVICE inline Span span_of(const Table& table, Slice slice) {
-  const std::int64_t size = table.arrays[slice.array].size;
-  const std::int64_t begin = static_cast<std::int64_t>(slice.number) * slice_unit;
-  return {slice.array, begin, size - begin < slice_unit ? size : begin + slice_unit};
 }
 
 FUSEDSTEP_HOST_DEVICE inline bool is_made_for(const Made& made, const Array& array) {

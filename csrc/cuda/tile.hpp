@@ -98,24 +98,6 @@ FUSEDSTEP_HOST_DEVICE inline void store_variable(const double* from, const Array
   store_values(from, static_cast<double*>(array.variable) + begin, of);
 }
 
-// An element of a gradient that has only some of its rows.
-template <class C>
-FUSEDSTEP_HOST_DEVICE_CALLED inline C value_of(const Gradient& gradient, std::int64_t element) {
-  const Rows& rows = *gradient.rows;
-  const std::int64_t row = first_row(rows, element);
-  if (row == rows.count || rows.indices[row] * rows.size > element) return 0;
-  C value;
-  load(gradient.data, gradient.dtype, (row - rows.indices[row]) * rows.size + element, &value, Elements<1>());
-  return value;
-}
-
-template <class C, int V>
-FUSEDSTEP_HOST_DEVICE inline void load(const Gradient& gradient, std::int64_t begin, C* to, Elements<V> of) {
-  if (gradient.rows == nullptr) return load(gradient.data, gradient.dtype, begin, to, of);
-  FUSEDSTEP_UNROLLED
-  for (int i = 0; i < V; ++i) to[i] = of.has(i) ? value_of<C>(gradient, begin + i) : C(0);
-}
-
 FUSEDSTEP_HOST_DEVICE inline Gradient gradient_of(const Launch& launch, std::uint32_t replica, std::uint32_t array) {
   return unpacked(launch.gradients[replica * launch.arrays + (array - launch.first_array)]);
 }
@@ -133,7 +115,7 @@ FUSEDSTEP_HOST_DEVICE inline void gather_sum(const Launch& launch, const Stages&
   for (std::uint32_t replica = 0; replica < launch.replicas; ++replica) {
     const Gradient gradient = gradient_of(launch, replica, index);
     if (gradient.data == nullptr) continue;
-    load(gradient, begin, more, of);
+    load(gradient.data, gradient.dtype, begin, more, of);
     FUSEDSTEP_UNROLLED
     for (int i = 0; i < V; ++i) h[i] = replica == 0 ? more[i] : h[i] + more[i];
   }

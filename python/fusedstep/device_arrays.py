@@ -22,11 +22,6 @@ def as_array_beside(memory: Any, variable: Any) -> Any:
     return memory if take_over is None else take_over(memory)
 
 
-def copied(array: npt.NDArray[Any] | DeviceArray) -> npt.NDArray[Any]:
-    """Return a copy in NumPy's memory."""
-    return array.copy()
-
-
 def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> None:
     """Put values into an array."""
     if isinstance(array, DeviceArray):

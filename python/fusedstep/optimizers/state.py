@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
-from fusedstep.device_arrays import copied, write
+from fusedstep.device_arrays import write
 from fusedstep.optimizers.adjustments import Change
 
 
@@ -84,7 +84,7 @@ class PlanState:
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""
         variables = [
-            VariableState(live.shape, live.dtype, {name: copied(slot) for name, slot in live.slots.items()})
+            VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
             for live in _live(plan)
         ]
         return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)

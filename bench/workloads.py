@@ -147,16 +147,13 @@ SETS: dict[str, tuple[str, list[Group]]] = {
     "default": (
         "what most people want to know",
         [
-            ["1x1", "1x64"],
+            ["1x1"],
             ["1000x256"],
             ["resnet50"],
-            ["1x1048576", "1x1048576-cold"],
-            ["mlp"],
+            ["1x1048576"],
             ["mlp-adamw-clip-ema"],
             ["mlp-bfloat16"],
             ["embedding-sparse"],
-            ["10000x64"],
-            ["1000x256-busy"],
         ],
     ),
     "goals": (

@@ -1,6 +1,8 @@
 """bench: workloads as data, the values that steps start from, and that all compute the same."""
 
 import importlib.util
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from bench.contestants import (
     make,
 )
 from bench.contestants.contestant import start
+from bench.contestants.deepspeed import time_limit
 from bench.contestants.worker import Worker, stop_workers
 from bench.goals import GOALS
 from bench.models import MODELS
@@ -200,3 +203,14 @@ def test_a_process_of_its_own() -> None:
     with pytest.raises(UnavailableError, match="has ended"):
         made.time(1)
     stop_workers()
+
+
+def test_who_waits_for_ever_is_given_up() -> None:
+    """As DeepSpeed does for the lock of a build that was killed."""
+    former = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UnavailableError, match="too long"), time_limit(0.05, "too long"):
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) is former
+    with time_limit(0.05, "too long"):
+        pass
+    time.sleep(0.1)

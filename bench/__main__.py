@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         if importlib.util.find_spec(module) is None:
             sys.exit(f'The benchmark needs {module}, which is not installed: pip install "fusedstep[bench]"')
     options = _parser().parse_args(arguments)
-    if options.command in ("run", "goals"):
+    if options.command in ("run", "goals", "spacy"):
         prepare_threads(options.threads)
     from bench import commands
 
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     peers = commands.add_parser("peers", help="make an environment that has all peers")
     peers.add_argument("--folder", type=Path, default=Path(".venv-peers"))
 
+    spacy = commands.add_parser("spacy", help="the optimizer's share of the time in which spaCy trains")
+    _add_threads(spacy)
+
     readme = commands.add_parser("readme", help="the README's figures, from the saved run")
     readme.add_argument("--check", action="store_true", help="fail if the README has others")
 
@@ -92,11 +95,15 @@ def _add_choices(parser: argparse.ArgumentParser, workloads: str, peers: str) ->
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=text)
 
 
-def _add_settings(parser: argparse.ArgumentParser, seconds: int) -> None:
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--threads", type=_at_least(1), default=cores, help=f"threads of a step (default: {cores}, all)"
     )
+
+
+def _add_settings(parser: argparse.ArgumentParser, seconds: int) -> None:
+    _add_threads(parser)
     parser.add_argument(
         "--rounds", type=_at_least(2), default=30, help="samples of each, at most (default: 30)"
     )

@@ -11,7 +11,15 @@ from rich.table import Table
 from bench import goals as of_goals
 from bench import report
 from bench.compare import print_changes
-from bench.contestants import DEVICES, FUSEDSTEP, KERAS_BACKENDS, YARDSTICKS, UnavailableError
+from bench.contestants import (
+    DEVICES,
+    FUSEDSTEP,
+    KERAS_BACKENDS,
+    OURS_KERAS,
+    PAIRS,
+    YARDSTICKS,
+    UnavailableError,
+)
 from bench.measure import Settings
 from bench.models import MODELS
 from bench.optimizers import OPTIMIZERS
@@ -20,7 +28,7 @@ from bench.run import print_result, save
 from bench.run import run as measured_run
 from bench.workloads import CONDITIONS, DTYPES, SETS, STEPS, Group, UnknownWorkloadError, workload
 
-SLOW_TO_START = {f"Keras, {backend}" for backend in KERAS_BACKENDS}
+SLOW_TO_START = {OURS_KERAS, *(f"Keras, {backend}" for backend in KERAS_BACKENDS)}
 
 
 def run(options: argparse.Namespace, began: float) -> None:
@@ -115,6 +123,18 @@ def peers(options: argparse.Namespace, began: float) -> None:
     install(options.folder)
 
 
+def spacy(options: argparse.Namespace, began: float) -> None:
+    """Measure the optimizer's share of spaCy's training."""
+    import fusedstep
+    from bench.spacy import measure, print_shares
+
+    fusedstep.set_num_threads(options.threads)
+    try:
+        print_shares(_console(), measure())
+    except UnavailableError as error:
+        sys.exit(str(error))
+
+
 def readme(options: argparse.Namespace, began: float) -> None:
     """Write the figures into the README, or check that it has them."""
     from bench.readme import check, write
@@ -158,7 +178,7 @@ def chosen_groups(
 def chosen_contestants(peers: Group, device: str) -> Group:
     """Fusedstep, the yardsticks and the peers that are named."""
     entries = DEVICES[device]
-    always = [name for name in entries if name.startswith(FUSEDSTEP) or name in YARDSTICKS]
+    always = [name for name in entries if name in (FUSEDSTEP, PAIRS, *YARDSTICKS)]
     if peers == ["none"]:
         return always
     if peers == ["all"]:

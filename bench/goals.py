@@ -3,7 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.contestants import DEEPSPEED, FUSEDSTEP, NUMPY, PYTORCH, SAME_BYTES
+from bench.contestants import (
+    DEEPSPEED,
+    FUSEDSTEP,
+    KERAS_TORCH,
+    NUMPY,
+    OURS_KERAS,
+    OURS_THINC,
+    OURS_TORCH,
+    PYTORCH,
+    PYTORCH_DEFAULT,
+    PYTORCH_FOREACH,
+    SAME_BYTES,
+)
 from bench.memory import Memory
 from bench.series import Results
 
@@ -31,9 +43,9 @@ class Verdict:
     reached: bool | None
 
 
-def time(workload: str) -> Callable[[Results], float]:
+def time(workload: str, ours: str = FUSEDSTEP) -> Callable[[Results], float]:
     """Measure fusedstep's median time in microseconds."""
-    return lambda results: 1e6 * results[workload, FUSEDSTEP].median
+    return lambda results: 1e6 * results[workload, ours].median
 
 
 def beside(workload: str, other: str) -> Callable[[Results], float]:
@@ -46,9 +58,14 @@ def mean_beside(workload: str, other: str) -> Callable[[Results], float]:
     return lambda results: results[workload, FUSEDSTEP].mean_over(results[other, FUSEDSTEP])
 
 
-def slower(peer: str, workload: str) -> Callable[[Results], float]:
+def slower(peer: str, workload: str, ours: str = FUSEDSTEP) -> Callable[[Results], float]:
     """Measure how many times as long as fusedstep a peer takes."""
-    return lambda results: results[workload, peer].over(results[workload, FUSEDSTEP])
+    return lambda results: results[workload, peer].over(results[workload, ours])
+
+
+def fastest_slower(peers: list[str], workload: str, ours: str) -> Callable[[Results], float]:
+    """Measure how many times as long as fusedstep the fastest of some peers takes."""
+    return lambda results: min(slower(peer, workload, ours)(results) for peer in peers)
 
 
 def over(workload: str, peer: str) -> Callable[[Results], float]:
@@ -96,6 +113,30 @@ GOALS = [
     Goal("gpt2: PyTorch is not faster", slower(PYTORCH, "gpt2"), at_least=1),
     Goal("resnet50-bfloat16 runs at >= 0.85 of same bytes", share("resnet50-bfloat16"), at_least=0.85),
     Goal("gpt2-bfloat16 runs at >= 0.85 of same bytes", share("gpt2-bfloat16"), at_least=0.85),
+    Goal(
+        "1000x256-adamw: PyTorch takes >= 15x fusedstep.torch",
+        slower(PYTORCH, "1000x256-adamw", OURS_TORCH),
+        at_least=15,
+    ),
+    Goal(
+        "1000x256-rmsprop: PyTorch takes >= 5x fusedstep.torch",
+        fastest_slower([PYTORCH_FOREACH, PYTORCH_DEFAULT], "1000x256-rmsprop", OURS_TORCH),
+        at_least=5,
+    ),
+    Goal(
+        "resnet50-adamw: PyTorch is not faster than fusedstep.torch",
+        slower(PYTORCH, "resnet50-adamw", OURS_TORCH),
+        at_least=1,
+    ),
+    Goal(
+        "gpt2-adamw: PyTorch is not faster than fusedstep.torch",
+        slower(PYTORCH, "gpt2-adamw", OURS_TORCH),
+        at_least=1,
+    ),
+    Goal(
+        "400x64: Keras takes >= 10x fusedstep.keras", slower(KERAS_TORCH, "400x64", OURS_KERAS), at_least=10
+    ),
+    Goal("1x64: a call of fusedstep.thinc takes <= 3 us", time("1x64", OURS_THINC), at_most=3, unit=" us"),
 ]
 
 

@@ -13,7 +13,10 @@ from bench.workloads import Workload
 
 FUSEDSTEP = "fusedstep"
 PAIRS = "fusedstep, pairs"  # apply_gradients(zip(grads, variables))
+OURS_TORCH, OURS_KERAS, OURS_THINC = "fusedstep.torch", "fusedstep.keras", "fusedstep.thinc"
 PYTORCH = "PyTorch fused"
+PYTORCH_FOREACH, PYTORCH_DEFAULT = "PyTorch foreach", "PyTorch default"
+THINC = "thinc"
 DEEPSPEED = "DeepSpeed"
 NUMPY = "NumPy expression"
 SAME_BYTES = "same bytes"
@@ -21,6 +24,7 @@ DEVICE_COPY = "device copy"
 CUPY = "CuPy expression"
 
 KERAS_BACKENDS = ("jax", "torch", "tensorflow", "numpy")
+KERAS_TORCH = "Keras, torch"
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,19 @@ CPU: dict[str, Entry] = {
     PAIRS: Entry("ours", "make_of_pairs"),
     NUMPY: Entry("numpy", "make"),
     "numba": Entry("numba", "make", ("numba",)),
+    OURS_TORCH: Entry("pytorch", "make_ours", ("torch",)),
     PYTORCH: Entry("pytorch", "make_fused", ("torch",)),
-    "PyTorch foreach": Entry("pytorch", "make_foreach", ("torch",)),
-    "PyTorch default": Entry("pytorch", "make_default", ("torch",)),
+    PYTORCH_FOREACH: Entry("pytorch", "make_foreach", ("torch",)),
+    PYTORCH_DEFAULT: Entry("pytorch", "make_default", ("torch",)),
     DEEPSPEED: Entry("deepspeed", "make", ("torch", "deepspeed")),
     "optax": Entry("optax", "make", ("jax", "optax")),
+    OURS_KERAS: Entry("keras", "make_ours", ("keras", "torch"), (("KERAS_BACKEND", "torch"),)),
     **{
         f"Keras, {backend}": Entry("keras", "make", ("keras", backend), (("KERAS_BACKEND", backend),))
         for backend in KERAS_BACKENDS
     },
-    "thinc": Entry("thinc", "make", ("thinc",)),
+    OURS_THINC: Entry("thinc", "make_ours", ("thinc",)),
+    THINC: Entry("thinc", "make", ("thinc",)),
     SAME_BYTES: Entry("same_bytes", "make"),
 }
 
@@ -61,9 +68,10 @@ CUDA: dict[str, Entry] = {
         FUSEDSTEP: ("make_fusedstep",),
         CUPY: ("make_expression",),
         "CuPy ElementwiseKernel": ("make_elementwise_kernel",),
+        OURS_TORCH: ("make_torch_ours", "torch"),
         PYTORCH: ("make_torch_fused", "torch"),
-        "PyTorch foreach": ("make_torch_foreach", "torch"),
-        "PyTorch default": ("make_torch_default", "torch"),
+        PYTORCH_FOREACH: ("make_torch_foreach", "torch"),
+        PYTORCH_DEFAULT: ("make_torch_default", "torch"),
         "optax": ("make_optax", "jax", "optax"),
         "apex": ("make_apex", "torch", "apex"),
         "bitsandbytes": ("make_bitsandbytes", "torch", "bitsandbytes"),

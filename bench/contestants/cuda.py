@@ -177,8 +177,13 @@ def _torch(given: Given, setting: str) -> Contestant:
     given.refuse(steps=("plain", "clip", "clip-ema"))
     params = _parameters(given)
     opt, form = pytorch.optimizer(given, params, setting)
-    step = pytorch.step_of(given, params, opt)
+    step = pytorch.step_of(given, params, opt, setting)
     return Contestant(step, lambda: pytorch.arrays_of(params), _scaling(given, params), form, event_clock)
+
+
+def make_torch_ours(given: Given) -> Contestant:
+    """fusedstep.torch."""
+    return _torch(given, pytorch.OURS)
 
 
 def make_torch_fused(given: Given) -> Contestant:

@@ -1,4 +1,7 @@
-"""Keras 3, on the backend of its process: each as its guides write a training loop for that backend."""
+"""Keras 3, on the backend of its process: each as its guides write a training loop for that backend.
+
+And fusedstep.keras, whose classes have the same arguments, on the same variables.
+"""
 
 import functools
 from collections.abc import Callable
@@ -17,9 +20,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def optimizer(given: Given) -> tuple[Any, dict[str, Any]]:
-    """Make Keras' optimizer, and say in which form it is."""
-    optimizers, h = import_peer("keras").optimizers, given.definition.arguments
+def optimizer(given: Given, library: str) -> tuple[Any, dict[str, Any]]:
+    """Make the library's optimizer, and say in which form it is."""
+    optimizers, h = import_peer(library), given.definition.arguments
     names = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "momentum": "SGD", "rmsprop": "RMSprop"}
     names |= {"adagrad": "Adagrad", "adadelta": "Adadelta", "adamax": "Adamax", "nadam": "Nadam"}
     names |= {"lion": "Lion", "ftrl": "Ftrl"}
@@ -31,11 +34,11 @@ def optimizer(given: Given) -> tuple[Any, dict[str, Any]]:
     return cls(given.learning_rate, **arguments, **OPTIONS[given.workload.step]), form
 
 
-def make(given: Given) -> Contestant:
+def make(given: Given, library: str = "keras.optimizers") -> Contestant:
     """Step on the backend."""
     keras = import_peer("keras")
     given.refuse(steps=OPTIONS, dtypes=("float32",))
-    opt, form = optimizer(given)
+    opt, form = optimizer(given, library)
     backend = keras.config.backend()
     if backend in ("jax", "tensorflow"):
         given.refuse_many_arrays(MOST_ARRAYS)
@@ -57,6 +60,11 @@ def make(given: Given) -> Contestant:
     if backend == "torch":
         import_peer("torch").set_num_threads(given.threads)
     return Contestant(lambda: opt.apply(gradients, variables), values, scale, form)
+
+
+def make_ours(given: Given) -> Contestant:
+    """fusedstep.keras, on its only backend."""
+    return make(given, "fusedstep.keras")
 
 
 def _with_jax(opt: Any, variables: list[Any], gradients: list[Any]) -> Any:

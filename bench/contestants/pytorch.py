@@ -1,4 +1,7 @@
-"""PyTorch: torch.optim with fused=True, the fastest by its documentation, with foreach=True, and as is."""
+"""PyTorch: torch.optim with fused=True, the fastest by its documentation, with foreach=True, and as is.
+
+And fusedstep.torch, whose classes have the same arguments, on the same tensors.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +11,17 @@ import numpy as np
 from bench.contestants.contestant import Array, Contestant, Given, import_peer
 from bench.optimizers import CLIP_NORM, EMA
 
-SETTINGS: dict[str, dict[str, Any]] = {"fused": {"fused": True}, "foreach": {"foreach": True}, "default": {}}
+OURS = "fusedstep"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "default": {},
+    OURS: {},
+}
+OUR_STEPS: dict[str, dict[str, Any]] = {
+    "clip": {"max_norm": CLIP_NORM},
+    "clip-ema": {"max_norm": CLIP_NORM, "ema": EMA},
+}
 FUSED = ("adam", "adamw", "sgd", "momentum", "adagrad")
 
 
@@ -40,10 +53,10 @@ def parameters(given: Given, device: str = "cpu") -> list[Any]:
 
 def optimizer(given: Given, params: list[Any], setting: str) -> tuple[Any, dict[str, Any]]:
     """Make the optimizer, and say in which form it is."""
-    optim = import_peer("torch").optim
+    optim = import_peer("fusedstep.torch") if setting == OURS else import_peer("torch").optim
     given.refuse(optimizers=(*FUSED, "rmsprop", "adadelta", "adamax", "nadam"))
     name, h, lr = given.workload.optimizer, given.definition.arguments, given.learning_rate
-    more = SETTINGS[setting]
+    more = SETTINGS[setting] | (OUR_STEPS.get(given.workload.step, {}) if setting == OURS else {})
     if given.workload.step == "sparse":
         given.refuse(optimizers=("adam",))
         return optim.SparseAdam(params, lr, _betas(h), h["epsilon"]), {"epsilon_hat": True}
@@ -77,10 +90,10 @@ def _betas(h: dict[str, Any]) -> tuple[float, float]:
     return h["beta_1"], h["beta_2"]
 
 
-def step_of(given: Given, params: list[Any], opt: Any) -> Any:
-    """The optimizer's step; with clipping and averages around it where they are asked for."""
+def step_of(given: Given, params: list[Any], opt: Any, setting: str) -> Any:
+    """The optimizer's step; with clipping and averages around it where they are asked for and not in it."""
     torch = import_peer("torch")
-    if not given.workload.reads_twice:
+    if not given.workload.reads_twice or setting == OURS:
         return opt.step
     averages = (
         [parameter.detach().clone() for parameter in params] if given.workload.step == "clip-ema" else []
@@ -129,7 +142,8 @@ def make(given: Given, setting: str) -> Contestant:
     given.refuse(steps=("plain", "clip", "clip-ema", *(["sparse"] if setting == "default" else [])))
     params = parameters(given)
     opt, form = optimizer(given, params, setting)
-    return Contestant(step_of(given, params, opt), lambda: arrays_of(params), scaling_of(given, params), form)
+    step = step_of(given, params, opt, setting)
+    return Contestant(step, lambda: arrays_of(params), scaling_of(given, params), form)
 
 
 def make_fused(given: Given) -> Contestant:
@@ -145,3 +159,8 @@ def make_foreach(given: Given) -> Contestant:
 def make_default(given: Given) -> Contestant:
     """What one gets without asking."""
     return make(given, "default")
+
+
+def make_ours(given: Given) -> Contestant:
+    """fusedstep.torch."""
+    return make(given, OURS)

@@ -37,15 +37,18 @@ bool is_row_major(int ndim, const py::ssize_t* shape, const py::ssize_t* strides
   return true;
 }
 
-// NumPy's flags for memory that another library described; strides may be null.
-int flags_of(const ArrayView& view, bool writeable) {
-  const py::ssize_t itemsize = bytes_of(view.dtype);
+// NumPy's flags for memory that another library described. Strides, in `unit`s for each element, may be null.
+int flags_of(const ArrayView& view, const py::ssize_t* strides, py::ssize_t unit, bool writeable) {
   int flags = writeable ? npy_api::NPY_ARRAY_WRITEABLE_ : 0;
-  if (address(view.data) % static_cast<std::uintptr_t>(itemsize) == 0) flags |= npy_api::NPY_ARRAY_ALIGNED_;
-  if (view.strides == nullptr || is_row_major(view.ndim, view.shape, view.strides, itemsize)) {
+  if (address(view.data) % static_cast<std::uintptr_t>(bytes_of(view.dtype)) == 0) flags |= npy_api::NPY_ARRAY_ALIGNED_;
+  if (strides == nullptr || is_row_major(view.ndim, view.shape, strides, unit)) {
     flags |= npy_api::NPY_ARRAY_C_CONTIGUOUS_;
   }
   return flags;
+}
+
+int flags_of(const ArrayView& view, bool writeable) {
+  return flags_of(view, view.strides, bytes_of(view.dtype), writeable);
 }
 
 bool dtype_of(const dlpack::DataType& type, DType& dtype) {
@@ -60,23 +63,32 @@ bool dtype_of(const dlpack::DataType& type, DType& dtype) {
   return true;
 }
 
-bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view) {
-  DType dtype;
-  if (!dtype_of(tensor.dtype, dtype) || tensor.ndim > HeldView::most_dimensions) return false;
+// Without strides; the shape is the tensor's own.
+bool read_tensor_in_place(const dlpack::Tensor& tensor, bool writeable, ArrayView& view) {
+  static_assert(std::is_same_v<std::int64_t, py::ssize_t>);
+  if (!dtype_of(tensor.dtype, view.dtype)) return false;
   const std::int32_t type = tensor.device.type;
   const bool on_gpu = type == dlpack::cuda || type == dlpack::cuda_managed;
   if (!on_gpu && type != dlpack::cpu && type != dlpack::cuda_host) return false;
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.ndim = tensor.ndim;
+  view.shape = tensor.shape;
+  view.strides = nullptr;
+  view.device = on_gpu ? tensor.device.id : on_cpu;
+  view.flags = flags_of(view, tensor.strides, 1, writeable);
+  return true;
+}
+
+bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view) {
+  if (tensor.ndim > HeldView::most_dimensions || !read_tensor_in_place(tensor, writeable, view)) return false;
   // Copied: PyTorch's tensors can change theirs in place.
   py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
   std::copy_n(tensor.shape, tensor.ndim, view.numbers.data());
   view.shape = view.numbers.data();
   view.strides = tensor.strides == nullptr ? nullptr : strides;
-  for (int i = 0; tensor.strides != nullptr && i < tensor.ndim; ++i) strides[i] = tensor.strides[i] * bytes_of(dtype);
-  view.dtype = dtype;
-  view.device = on_gpu ? tensor.device.id : on_cpu;
-  view.flags = flags_of(view, writeable);
+  for (int i = 0; tensor.strides != nullptr && i < tensor.ndim; ++i) {
+    strides[i] = tensor.strides[i] * bytes_of(view.dtype);
+  }
   return true;
 }
 
@@ -103,15 +115,17 @@ const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
   return api;
 }
 
-bool read_exchanged(PyObject* object, HeldView& view) {
+bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   const dlpack::ExchangeApi* const api = exchange_api_of(object);
   if (api == nullptr) return false;
+  if (api->tensor_of(object, &tensor) == 0) return true;
+  PyErr_Clear();
+  return false;
+}
+
+bool read_exchanged(PyObject* object, HeldView& view) {
   dlpack::Tensor tensor;
-  if (api->tensor_of(object, &tensor) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  return read_tensor(tensor, true, view);
+  return exchange(object, tensor) && read_tensor(tensor, true, view);
 }
 
 // NumPy's own dtype object.
@@ -257,6 +271,11 @@ bool read_array(PyObject* object, HeldView& view) {
   if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
   if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view);
   return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view);
+}
+
+bool read_exchanged_array(PyObject* object, ArrayView& view) {
+  dlpack::Tensor tensor;
+  return exchange(object, tensor) && read_tensor_in_place(tensor, true, view);
 }
 
 bool is_array(PyObject* object) {

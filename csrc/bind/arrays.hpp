@@ -80,6 +80,9 @@ inline bool read_plain_array(PyObject* object, ArrayView& view) {
 // whatever has DLPack's exchange API (PyTorch's tensors), is of CuPy, or has __cuda_array_interface__ or __dlpack__.
 bool read_array(PyObject* object, HeldView& view);
 
+// The same for arrays with DLPack's exchange API alone, and without strides. Valid until the array changes.
+bool read_exchanged_array(PyObject* object, ArrayView& view);
+
 // Whether read_array takes the object, and whether it is on a GPU.
 bool is_array(PyObject* object);
 bool is_on_device(PyObject* object);
@@ -99,6 +102,20 @@ inline void prefetch_shape(PyObject* object) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type) {
     __builtin_prefetch(py::detail::array_proxy(object)->dimensions);
   }
+}
+
+// The same for arrays of other libraries, ahead of object i in a loop over `object_at` of [0, count). An object of
+// PyTorch's begins with a pointer to all that a view is made of; of another library's something else is fetched, which
+// does no harm.
+template <class ObjectAt>
+void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count) {
+  constexpr std::size_t far = 16, near = 8;
+  if (i + far < count) prefetch_array(object_at(i + far));
+  if (i + near >= count) return;
+  PyObject* const object = object_at(i + near);
+  if (Py_TYPE(object)->tp_basicsize < static_cast<py::ssize_t>(sizeof(PyObject) + sizeof(char*))) return;
+  const char* const behind = *reinterpret_cast<char* const*>(object + 1);
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(behind + line * 64);
 }
 
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".

@@ -1,5 +1,6 @@
 #include "bind/items.hpp"
 
+#include "bind/arrays.hpp"
 #include "bind/refuse.hpp"
 
 namespace fusedstep {
@@ -51,6 +52,19 @@ py::tuple unzip(const py::object& pairs, const std::string& who) {
   }
   if (PyErr_Occurred()) throw py::error_already_set();
   return py::make_tuple(gradients, variables);
+}
+
+std::pair<py::list, std::vector<std::size_t>> attributes_of(const py::list& arrays, const py::str& name) {
+  py::list found;
+  std::vector<std::size_t> absent;
+  const auto array_at = [&](std::size_t i) { return PyList_GET_ITEM(arrays.ptr(), static_cast<py::ssize_t>(i)); };
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    prefetch_ahead(array_at, i, arrays.size());
+    const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(array_at(i), name.ptr()));
+    if (!value || PyList_Append(found.ptr(), value.ptr()) != 0) throw py::error_already_set();
+    if (value.is_none()) absent.push_back(i);
+  }
+  return {std::move(found), std::move(absent)};
 }
 
 }  // namespace fusedstep

@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace fusedstep {
 
@@ -46,5 +48,8 @@ class Items {
 
 // The gradients and the variables of (gradient, variable) pairs, from any iterable, which is read once.
 py::tuple unzip(const py::object& pairs, const std::string& who);
+
+// An attribute of each of some arrays, None where it is, and which of them have None.
+std::pair<py::list, std::vector<std::size_t>> attributes_of(const py::list& arrays, const py::str& name);
 
 }  // namespace fusedstep

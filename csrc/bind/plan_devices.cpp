@@ -84,27 +84,39 @@ void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) 
 // The same as for NumPy's arrays (plan_step.cpp), one after another, with the GIL: other libraries' are asked.
 bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   const Built& built = built_[index];
-  HeldView view;
-  if (!built.stays_as_it_is && (!read_array(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
+  HeldView held;
+  bool exchanged = false;
+  const auto read = [&](PyObject* object, ArrayView& view) {
+    exchanged = read_exchanged_array(object, view);
+    if (exchanged) return true;
+    if (!read_array(object, held)) return false;
+    view = held;
+    return true;
+  };
+  ArrayView view;
+  if (!built.stays_as_it_is && (!read(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
   if (gradient == Py_None || frozen_[index]) return !had_gradient;
   if (!had_gradient) return false;
   py::object& same = same_gradients_[index];
   if (same && PyWeakref_GetObject(same.ptr()) == gradient) return true;
-  if (PyTuple_Check(gradient) || !read_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      view.device != built.device || !view.contiguous() || !view.aligned() || view.owner) {
+  held.owner = py::object();
+  if (PyTuple_Check(gradient) || !read(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
+      view.device != built.device || !view.contiguous() || !view.aligned() || held.owner) {
     return false;
   }
   const std::uintptr_t begin = address(view.data);
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
   if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
-  same = is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
+  same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;
 }
 
 bool Plan::take_ordinary_with_care(const Call& call) {
   for (std::size_t i = 0; i < count(); ++i) {
+    prefetch_ahead([&](std::size_t k) { return call.grads[k]; }, i, count());
+    prefetch_ahead([&](std::size_t k) { return built_[k].object.ptr(); }, i, count());
     if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
     if (!take_ordinary_with_care(call.grads[i], i)) return false;
   }

@@ -11,7 +11,6 @@ schedulers and state. What is identical, what is better and what is not supporte
 import contextlib
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -249,9 +248,6 @@ class Fused(torch.optim.Optimizer):
         return [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
 
 
-gradient_of = operator.attrgetter("grad")
-
-
 class _MovedError(Exception):
     """Parameters have other memory than when their part was made."""
 
@@ -335,10 +331,7 @@ class Part:
 
     def step(self) -> None:
         """Make the native call, unless no parameter has a gradient."""
-        grads = list(map(gradient_of, self.params))
-        absent = []
-        if type(None) in set(map(type, grads)):
-            absent = [i for i, grad in enumerate(grads) if grad is None]
+        grads, absent = _native.attributes_of(self.params, "grad")
         if len(absent) == len(grads):
             return
         for i, odd in self.odd.items():

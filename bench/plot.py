@@ -20,7 +20,9 @@ from bench.series import Series
 from bench.workloads import workload
 
 INK = "#767b83"  # text and axes
-COLOURS = ["#e8590c", "#3b82d6", "#2f9e63", "#b05fd0", "#d6457f", "#97830f", "#0f98a8", "#8b7566", "#767b83"]
+OURS = "#e8590c"
+COLOURS = ["#3b82d6", "#2f9e63", "#b05fd0", "#d6457f", "#97830f", "#0f98a8", "#8b7566", "#7a6ff0"]
+DASHES = ["-", "--", ":", "-."]
 STYLE: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -74,10 +76,18 @@ def digest(source: Path) -> str:
     return f"of {source.name}, sha256 {hashlib.sha256(source.read_bytes()).hexdigest()}"
 
 
-def colours(result: Result) -> dict[str, str]:
-    """A colour for each contestant, the same in all pictures of a run."""
-    others = [name for name in result.contestants if name != FUSEDSTEP]
-    return dict(zip([FUSEDSTEP, *others], COLOURS + COLOURS[1:] * len(others), strict=False))
+def styles(result: Result) -> dict[str, tuple[str, str]]:
+    """A colour and dashes for each contestant, the same in all pictures of a run.
+
+    fusedstep's ways have one colour, yardsticks that of text; peers have dashes where colours are too few.
+    """
+    ours = [name for name in result.contestants if name.startswith(FUSEDSTEP)]
+    peers = [name for name in result.contestants if name not in (*ours, *YARDSTICKS)]
+    found = dict.fromkeys(YARDSTICKS, (INK, "--"))
+    found |= {name: (OURS, DASHES[k % len(DASHES)]) for k, name in enumerate(ours)}
+    for k, name in enumerate(peers):
+        found[name] = COLOURS[k % len(COLOURS)], DASHES[k // len(COLOURS) % len(DASHES)]
+    return found
 
 
 def machine_of(result: Result) -> str:
@@ -141,7 +151,7 @@ def sizes(result: Result) -> Figure | None:
 
 def bars(result: Result) -> Figure | None:
     """How many times as long as fusedstep each peer takes, for each workload."""
-    results, colour = result.by_key, colours(result)
+    results, style = result.by_key, styles(result)
     peers = [name for name in result.contestants if not name.startswith(FUSEDSTEP) and name not in YARDSTICKS]
     bars_of = {
         name: [
@@ -163,14 +173,14 @@ def bars(result: Result) -> Figure | None:
         label = name if limit is None else f"{name}\n{limit:.2f} of the limit"
         ticks.append((at + (len(of_one) - 1) / 2, label))
         for peer, spread in of_one:
-            axes.barh(at, spread.median - 1, 0.85, left=1, color=colour[peer])
+            _bar(axes, at, spread.median - 1, style[peer], 0.85, left=1)
             axes.plot([spread.first, spread.third], [at, at], color=INK, linewidth=1)
             axes.annotate(f" {spread.median:.3g}", (max(spread.third, 1), at), va="center", fontsize=7)
             at += 1
         at += 1
-    axes.axvline(1, color=colour[FUSEDSTEP], linewidth=2, label=FUSEDSTEP)
+    axes.axvline(1, color=OURS, linewidth=2, label=FUSEDSTEP)
     for peer in peers:
-        axes.barh(0, 0, color=colour[peer], label=peer)
+        _bar(axes, 0, 0, style[peer], label=peer)
     axes.set_yticks(*zip(*ticks, strict=True))
     axes.set(xscale="log", xlabel="times as long as fusedstep, between quartiles", ylim=(at - 1, -1))
     _legend(figure)
@@ -184,6 +194,20 @@ def _figure(title: str, height: float = 5) -> tuple[Figure, Axes]:
     figure, axes = pyplot.subplots(figsize=(8, max(height, 3)))
     axes.set_title(title)
     return figure, axes
+
+
+def _bar(axes: Axes, at: float, length: float, style: tuple[str, str], *height: float, **more: Any) -> None:
+    colour, dashes = style
+    axes.barh(
+        at,
+        length,
+        *height,
+        color=colour,
+        hatch="" if dashes == "-" else "////",
+        edgecolor="#ffffff",
+        linewidth=0,
+        **more,
+    )
 
 
 def _legend(figure: Figure) -> None:
@@ -205,7 +229,7 @@ def _lines(
     values: Callable[[Series], tuple[float, float, float] | None],
 ) -> None:
     """A line through the medians for each contestant, over a band from quartile to quartile."""
-    colour = colours(result)
+    style = styles(result)
     for name in result.contestants:
         line: list[tuple[Any, ...]] = [
             (x, *of_one)
@@ -214,6 +238,16 @@ def _lines(
         ]
         if line:
             x, first, middle, third = zip(*line, strict=True)
-            style: dict[str, Any] = {"linewidth": 2.5 if name == FUSEDSTEP else 1.2, "color": colour[name]}
-            axes.plot(x, middle, marker="o", markersize=3, label=name, **style)
-            axes.fill_between(x, first, third, color=colour[name], alpha=0.2, linewidth=0)
+            colour, dashes = style[name]
+            width = 2.5 if name == FUSEDSTEP else 1.2
+            axes.plot(
+                x,
+                middle,
+                marker="o",
+                markersize=3,
+                label=name,
+                linewidth=width,
+                color=colour,
+                linestyle=dashes,
+            )
+            axes.fill_between(x, first, third, color=colour, alpha=0.2, linewidth=0)

@@ -38,7 +38,7 @@ ACCESSES = {
     "first": {"loads": (3 * 2 + 5, 3), "stores": (3 * 2, 3)},
     "second": {"loads": (2 * 2, 2), "stores": (2 * 2, 0)},
 }
-ALONE = ("norms_kernel", "order_kernel")  # the same for all rules
+ALONE = ("norms_kernelILNS_6KernelE3E", "norms_kernelILNS_6KernelE4E", "order_kernel")  # for all rules
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ )? *([A-Z][\w.]*)", re.MULTILINE)
 WIDE = re.compile(r"(LDG|STG)\.E\..*\b128\b")
 NOT_EXACT = re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\.(?:approx|full|ftz)\b")

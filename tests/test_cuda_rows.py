@@ -131,8 +131,9 @@ def test_every_shape_and_dtype(cls: type[Optimizer], options: dict[str, Any], gp
         reference.apply(grads)
         if step > 0:
             done = set(kernels())
-            assert done <= {"order", "norms", "staged", "second"}, "no copy, no waiting, no memory in a step"
-            assert "order" in done
+            assert done >= {"order", "staged"}
+            more = done - {"order", "staged"}
+            assert more <= {"norms of any", "second"}, "no copy, no waiting, no memory in a step"
     assert optimizer.iterations == reference.updates
     assert optimizer.skipped_calls == reference.skips
     assert_same(optimizer, variables, reference)

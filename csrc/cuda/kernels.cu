@@ -101,9 +101,10 @@ __global__ void __launch_bounds__(block_threads, 2) sweep_kernel(const __grid_co
   sweep_block<R, kernel>(team, launch, made);
 }
 
+template <Kernel kernel>
 __global__ void __launch_bounds__(block_threads, 2) norms_kernel(const __grid_constant__ Launch launch) {
   Block team;
-  norms_block(team, launch);
+  norms_block<kernel>(team, launch);
 }
 
 __global__ void __launch_bounds__(block_threads) order_kernel(const __grid_constant__ OrderPass pass) {
@@ -229,12 +230,13 @@ class CudaDevices : public Devices {
 
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override {
     const OnDevice on(device);
-    const void* const function = kernel == Kernel::norms
-                                     ? reinterpret_cast<const void*>(&norms_kernel)
+    const void* const function = kernel == Kernel::norms ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms>)
+                                 : kernel == Kernel::norms_of_any
+                                     ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms_of_any>)
                                      : kernels_.at(static_cast<std::size_t>(rule))[static_cast<std::size_t>(kernel)];
     // Where a warp takes a slice, a block takes several.
     const bool by_warp =
-        kernel == Kernel::norms || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
+        is_of_norms(kernel) || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
     const std::uint32_t at_once = by_warp ? Block::warps : 1;
     put_on_stream(device, function, (launch.slices + at_once - 1) / at_once, &launch, stream);
   }

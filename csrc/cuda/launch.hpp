@@ -12,8 +12,13 @@
 namespace fusedstep {
 
 // The kernels of a rule: the rule alone, with all stages around it (its first pass, where it takes two), the second
-// pass. And one for the norms of gradients, the same for all rules.
-enum class Kernel : std::uint8_t { bare, staged, second, norms };
+// pass. And those for the norms of gradients, the same for all rules: of dense ones, and of any, which needs more
+// registers, so that less is on its way from memory at a time.
+enum class Kernel : std::uint8_t { bare, staged, second, norms, norms_of_any };
+
+FUSEDSTEP_HOST_DEVICE constexpr bool is_of_norms(Kernel kernel) {
+  return kernel == Kernel::norms || kernel == Kernel::norms_of_any;
+}
 
 constexpr int block_threads = 256;
 constexpr int warp_threads = 32;

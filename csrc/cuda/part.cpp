@@ -146,6 +146,11 @@ bool DevicePart::is_bare(const DeviceStep& step) const {
   });
 }
 
+bool DevicePart::has_rows(const DeviceStep& step) {
+  const Gradient* const end = step.gradients + step.replicas * step.variables;
+  return std::any_of(step.gradients, end, [](const Gradient& gradient) { return gradient.rows != nullptr; });
+}
+
 PackedGradient DevicePart::packed_gradient(const DeviceStep& step, std::size_t replica, std::size_t index) const {
   const Gradient& gradient = step.gradients[replica * step.variables + arrays_[index].owner];
   if (gradient.data == nullptr) return {0};
@@ -240,7 +245,7 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
 }
 
 void DevicePart::launch_norms(const DeviceStep& step, void* stream) {
-  launch(step, Kernel::norms, false, stream);
+  launch(step, has_rows(step) ? Kernel::norms_of_any : Kernel::norms, false, stream);
 }
 
 void DevicePart::launch_update(const DeviceStep& step, void* stream) {

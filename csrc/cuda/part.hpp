@@ -69,6 +69,7 @@ class DevicePart {
 
   void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);
   bool is_bare(const DeviceStep& step) const;
+  static bool has_rows(const DeviceStep& step);
   PackedGradient packed_gradient(const DeviceStep& step, std::size_t replica, std::size_t index) const;
   template <class Work>
   void for_rows(const DeviceStep& step, const Work& work);

@@ -84,10 +84,11 @@ void run_grid(const Launch& launch, std::uint32_t blocks) {
   }
 }
 
+template <Kernel kernel>
 void run_norms(const Launch& launch, std::uint32_t blocks) {
   for (std::uint32_t block = 0; block < blocks; ++block) {
     SimulatedBlock team(block, blocks);
-    norms_block(team, launch);
+    norms_block<kernel>(team, launch);
   }
 }
 
@@ -120,7 +121,7 @@ std::vector<SimulatedRule> simulated_rules(List<R...>) {
 }
 
 const char* name_of(Kernel kernel) {
-  constexpr const char* names[] = {"bare", "staged", "second", "norms"};
+  constexpr const char* names[] = {"bare", "staged", "second", "norms", "norms of any"};
   return names[static_cast<int>(kernel)];
 }
 
@@ -182,7 +183,8 @@ void Simulation::launch(int device, int rule, Kernel kernel, const Launch& launc
   static const std::vector<SimulatedRule> rules = simulated_rules(AllRules());
   const DefaultFloatEnvironment environment;
   const std::uint32_t blocks = std::clamp<std::uint32_t>(launch.slices, 1, blocks_);
-  if (kernel == Kernel::norms) return run_norms(launch, blocks);
+  if (kernel == Kernel::norms) return run_norms<Kernel::norms>(launch, blocks);
+  if (kernel == Kernel::norms_of_any) return run_norms<Kernel::norms_of_any>(launch, blocks);
   rules.at(static_cast<std::size_t>(rule)).kernels[static_cast<int>(kernel)](launch, blocks);
 }
 

@@ -216,6 +216,18 @@ def test_no_rows_are_not_no_gradient(gpus: None) -> None:
     assert variables[0].copy()[0, 0] < 1
 
 
+def test_a_sum_begins_with_its_first_row(gpus: None) -> None:
+    """Not with 0, which would make 0 of -0."""
+    start, values = np.full((2, 3), -0.0), np.array([[-0.0, 0.0, -0.0], [-0.0, -0.0, 0.0]])
+    for indices in ([0, 1], [1, 1], [0, 0]):
+        optimizer, variable = SGD(0.5), simulation.array_on(0, start)
+        reference = Reference(optimizer, [start])
+        rows = (np.array(indices), values)
+        optimizer.apply(put_any([rows]), [variable])
+        reference.apply([rows])
+        assert_same(optimizer, [variable], reference)
+
+
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=lambda options: "+".join(options) or "bare")
 def test_replicas(options: dict[str, Any], mean: bool, gpus: None) -> None:

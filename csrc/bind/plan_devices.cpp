@@ -176,7 +176,7 @@ void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vect
                  " has a gradient of more rows than in steps before, and the memory to order them cannot be had while "
                  "a graph is captured; take a step with as many rows first");
     }
-    if (!capturing) part->make_room(request);
+    part->make_room(request);
   }
   for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->order_rows(request, capturing, streams[i]);
 }

@@ -70,12 +70,12 @@ def test_every_count(count: int, different: int, library: Any) -> None:
 
 def test_indices_of_no_row_are_left_out(library: Any) -> None:
     rng = np.random.default_rng(2)
-    start, values = random_array(rng, (50, 6), np.float32), random_array(rng, (2000, 6), np.float32)
+    start = random_array(rng, (50, 6), np.float32)
     for integers in (np.int32, np.int64):
         limits = np.iinfo(integers)
         indices: Any = rng.integers(-20, 70, 2000).astype(integers)
         indices[[3, 1500]] = limits.min, limits.max
-        kept = (indices >= 0) & (indices < 50)
+        kept, values = (indices >= 0) & (indices < 50), random_array(rng, (2000, 6), np.float32)
         values[~kept] = np.nan
         optimizer = SGD(0.1, skip_nonfinite=True)
         variable, reference = library.array(start), Reference(optimizer, [start])

@@ -183,7 +183,8 @@ void DevicePart::make_room(const DeviceStep& step) {
   for_rows(step, [&](const Gradient& gradient, const Array&, Order& order) {
     const auto count = static_cast<std::uint64_t>(gradient.rows->count);
     if (order.memory.size() >= order_bytes(gradient.rows->count)) return;
-    // More than is needed, because this waits for the device: what is outgrown may be in use until then.
+    // More than is needed, because an allocation waits for the device. It has to: steps before this one may use what is
+    // outgrown until then.
     DeviceMemory larger(device_, order_bytes(static_cast<std::int64_t>(std::bit_ceil(count))));
     std::swap(order.memory, larger);
     if (order.in_graph) outgrown_.push_back(std::move(larger));

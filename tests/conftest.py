@@ -12,6 +12,7 @@ import pytest
 
 import fusedstep
 from fusedstep import Ftrl, Optimizer, _native
+from fusedstep._native import simulation
 from fusedstep.optimizers import ALL
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 
@@ -38,6 +39,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     fusedstep.set_num_threads(request.param)
     yield request.param
     fusedstep.set_num_threads(None)
+
+
+@pytest.fixture(params=[1, 3, 100], ids=lambda blocks: f"{blocks} blocks")
+def blocks(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One simulated GPU, with grids of various sizes."""
+    simulation.start(1, request.param)
+    yield request.param
+    simulation.stop()
+
+
+@pytest.fixture
+def gpus() -> Iterator[None]:
+    """Two simulated GPUs."""
+    simulation.start(2, 3)
+    yield
+    simulation.stop()
 
 
 def variants() -> list[Optimizer]:

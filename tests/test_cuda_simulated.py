@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,43 +20,12 @@ from conftest import DTYPES, OPTIONS, STAGES, VARIANTS, random_array, with_argum
 from fusedstep import SGD, Adam, AdamW, Lamb, Nadam, Optimizer
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
+from simulated import assert_same, kernels, put
 
 Array = npt.NDArray[Any]
 
 SIZES = [0, 1, 3, 15, 16, 17, 511, 513, 4095, 4096, 4097, 9000]
 CASES = list(itertools.product(SIZES, DTYPES))
-
-
-@pytest.fixture(params=[1, 3, 100], ids=lambda blocks: f"{blocks} blocks")
-def blocks(request: pytest.FixtureRequest) -> Iterator[int]:
-    """One simulated GPU, with grids of various sizes."""
-    simulation.start(1, request.param)
-    yield request.param
-    simulation.stop()
-
-
-@pytest.fixture
-def gpus() -> Iterator[None]:
-    """Two simulated GPUs."""
-    simulation.start(2, 3)
-    yield
-    simulation.stop()
-
-
-def put(arrays: Sequence[Any], device: int = 0) -> list[Any]:
-    return [None if array is None else simulation.array_on(device, array) for array in arrays]
-
-
-def kernels() -> list[str]:
-    """What was launched since this was asked, or built; nothing else may have been done meanwhile."""
-    return [what for what, _, _ in simulation.take_events()]
-
-
-def assert_same(optimizer: Optimizer, variables: Sequence[Any], reference: Reference) -> None:
-    for index, (variable, expected) in enumerate(zip(variables, reference.variables, strict=True)):
-        assert same_bits(variable.copy(), expected), f"{optimizer}: variable {index}, {expected.dtype}"
-        for name, slot in optimizer.slots(variable).items():
-            assert same_bits(slot.copy(), reference.slots[index][name]), f"{optimizer}: {name} of {index}"
 
 
 def gradients_for(rng: np.random.Generator, special: bool = False) -> list[Any]:

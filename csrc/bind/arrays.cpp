@@ -38,35 +38,44 @@ bool is_row_major(int ndim, const py::ssize_t* shape, const py::ssize_t* strides
 }
 
 // NumPy's flags for memory that another library described. Strides, in `unit`s for each element, may be null.
-int flags_of(const ArrayView& view, const py::ssize_t* strides, py::ssize_t unit, bool writeable) {
+int flags_of(const ArrayView& view, py::ssize_t itemsize, const py::ssize_t* strides, py::ssize_t unit,
+             bool writeable) {
   int flags = writeable ? npy_api::NPY_ARRAY_WRITEABLE_ : 0;
-  if (address(view.data) % static_cast<std::uintptr_t>(bytes_of(view.dtype)) == 0) flags |= npy_api::NPY_ARRAY_ALIGNED_;
+  if (address(view.data) % static_cast<std::uintptr_t>(itemsize) == 0) flags |= npy_api::NPY_ARRAY_ALIGNED_;
   if (strides == nullptr || is_row_major(view.ndim, view.shape, strides, unit)) {
     flags |= npy_api::NPY_ARRAY_C_CONTIGUOUS_;
   }
   return flags;
 }
 
-int flags_of(const ArrayView& view, bool writeable) {
-  return flags_of(view, view.strides, bytes_of(view.dtype), writeable);
+int flags_of(const ArrayView& view, py::ssize_t itemsize, bool writeable) {
+  return flags_of(view, itemsize, view.strides, itemsize, writeable);
 }
 
-bool dtype_of(const dlpack::DataType& type, DType& dtype) {
-  if (type.lanes != 1) return false;
-  if (type.code == dlpack::bfloat_code && type.bits == 16) {
-    dtype = DType::bfloat16;
-  } else if (type.code == dlpack::float_code && (type.bits == 16 || type.bits == 32 || type.bits == 64)) {
-    dtype = type.bits == 16 ? DType::float16 : type.bits == 32 ? DType::float32 : DType::float64;
-  } else {
-    return false;
-  }
-  return true;
+bool are_equal(const dlpack::DataType& a, const dlpack::DataType& b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
 }
+
+constexpr DType all_dtypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
+
+bool dtype_of(const dlpack::DataType& type, DType& result) {
+  for (const DType one : all_dtypes) {
+    if (!are_equal(type, dlpack::type_of(one))) continue;
+    result = one;
+    return true;
+  }
+  return false;
+}
+
+constexpr dlpack::DataType of_int32 = {dlpack::int_code, 32, 1}, of_int64 = {dlpack::int_code, 64, 1};
+
+// What follows reads an array of any dtype that is known here: all of the view but `dtype`, and the type apart.
 
 // Without strides; the shape is the tensor's own.
-bool read_tensor_in_place(const dlpack::Tensor& tensor, bool writeable, ArrayView& view) {
+bool read_tensor_in_place(const dlpack::Tensor& tensor, bool writeable, ArrayView& view, dlpack::DataType& dtype) {
   static_assert(std::is_same_v<std::int64_t, py::ssize_t>);
-  if (!dtype_of(tensor.dtype, view.dtype)) return false;
+  dtype = tensor.dtype;
+  if (dtype.lanes != 1 || dtype.bits == 0 || dtype.bits % 8 != 0) return false;
   const std::int32_t type = tensor.device.type;
   const bool on_gpu = type == dlpack::cuda || type == dlpack::cuda_managed;
   if (!on_gpu && type != dlpack::cpu && type != dlpack::cuda_host) return false;
@@ -75,20 +84,18 @@ bool read_tensor_in_place(const dlpack::Tensor& tensor, bool writeable, ArrayVie
   view.shape = tensor.shape;
   view.strides = nullptr;
   view.device = on_gpu ? tensor.device.id : on_cpu;
-  view.flags = flags_of(view, tensor.strides, 1, writeable);
+  view.flags = flags_of(view, dtype.bits / 8, tensor.strides, 1, writeable);
   return true;
 }
 
-bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view) {
-  if (tensor.ndim > HeldView::most_dimensions || !read_tensor_in_place(tensor, writeable, view)) return false;
+bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view, dlpack::DataType& dtype) {
+  if (tensor.ndim > HeldView::most_dimensions || !read_tensor_in_place(tensor, writeable, view, dtype)) return false;
   // Copied: PyTorch's tensors can change theirs in place.
   py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
   std::copy_n(tensor.shape, tensor.ndim, view.numbers.data());
   view.shape = view.numbers.data();
   view.strides = tensor.strides == nullptr ? nullptr : strides;
-  for (int i = 0; tensor.strides != nullptr && i < tensor.ndim; ++i) {
-    strides[i] = tensor.strides[i] * bytes_of(view.dtype);
-  }
+  for (int i = 0; tensor.strides != nullptr && i < tensor.ndim; ++i) strides[i] = tensor.strides[i] * (dtype.bits / 8);
   return true;
 }
 
@@ -123,21 +130,23 @@ bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   return false;
 }
 
-bool read_exchanged(PyObject* object, HeldView& view) {
+bool read_exchanged(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   dlpack::Tensor tensor;
-  return exchange(object, tensor) && read_tensor(tensor, true, view);
+  return exchange(object, tensor) && read_tensor(tensor, true, view, dtype);
 }
 
-// NumPy's own dtype object.
-bool dtype_of(py::handle dtype, DType& result) {
+// Of NumPy's own dtype object.
+bool type_of(py::handle dtype, dlpack::DataType& result) {
   const std::string name = py::str(dtype.attr("name"));
-  for (const DType one : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
-    if (name == name_of(one)) {
-      result = one;
-      return dtype.attr("isnative").cast<bool>();
-    }
+  const auto* const found = std::ranges::find(all_dtypes, name, [](DType one) { return name_of(one); });
+  if (found != std::end(all_dtypes)) {
+    result = dlpack::type_of(*found);
+  } else if (name == "int32" || name == "int64") {
+    result = name == "int32" ? of_int32 : of_int64;
+  } else {
+    return false;
   }
-  return false;
+  return dtype.attr("isnative").cast<bool>();
 }
 
 bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
@@ -159,8 +168,8 @@ bool is_of_cupy(PyObject* object) {
   return PyObject_TypeCheck(object, cupy_type) != 0;
 }
 
-bool read_cupy(py::handle array, HeldView& view) {
-  if (!dtype_of(array.attr("dtype"), view.dtype)) return false;
+bool read_cupy(py::handle array, HeldView& view, dlpack::DataType& dtype) {
+  if (!type_of(array.attr("dtype"), dtype)) return false;
   const py::object memory = array.attr("data");
   py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
   if (!read_numbers(array.attr("shape"), view.numbers.data(), view.ndim)) return false;
@@ -169,16 +178,14 @@ bool read_cupy(py::handle array, HeldView& view) {
   view.shape = view.numbers.data();
   view.strides = strides;
   view.device = memory.attr("device_id").cast<Device>();
-  view.flags = flags_of(view, true);
+  view.flags = flags_of(view, dtype.bits / 8, true);
   return true;
 }
 
-bool read_cuda_array_interface(py::handle array, HeldView& view) {
+bool read_cuda_array_interface(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   const auto described = array.attr("__cuda_array_interface__").cast<py::dict>();
-  const py::dtype dtype = py::dtype::from_args(described["typestr"]);
-  if (!dtype_of(dtype, view.dtype) || described.contains("mask")) {
-    if (!described.contains("mask") || !described["mask"].is_none()) return false;
-  }
+  if (!type_of(py::dtype::from_args(described["typestr"]), dtype)) return false;
+  if (described.contains("mask") && !described["mask"].is_none()) return false;
   py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
   if (!read_numbers(described["shape"], view.numbers.data(), view.ndim)) return false;
   const bool has_strides = described.contains("strides") && !described["strides"].is_none();
@@ -188,11 +195,11 @@ bool read_cuda_array_interface(py::handle array, HeldView& view) {
   view.shape = view.numbers.data();
   view.strides = has_strides ? strides : nullptr;
   view.device = device_of_memory(view.data);
-  view.flags = flags_of(view, !data[1].cast<bool>());
+  view.flags = flags_of(view, dtype.bits / 8, !data[1].cast<bool>());
   return true;
 }
 
-bool read_dlpack(py::handle array, HeldView& view) {
+bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   py::object capsule;
   const py::object method = array.attr("__dlpack__");
   const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
@@ -215,11 +222,24 @@ bool read_dlpack(py::handle array, HeldView& view) {
     const auto* managed =
         static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     return managed->version.major == 1 &&
-           read_tensor(managed->tensor, !immutable && (managed->flags & dlpack::read_only_flag) == 0, view);
+           read_tensor(managed->tensor, !immutable && (managed->flags & dlpack::read_only_flag) == 0, view, dtype);
   }
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
   return read_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, !immutable,
-                     view);
+                     view, dtype);
+}
+
+bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
+  if (read_exchanged(object, view, dtype)) return true;
+  if (is_of_cupy(object)) return read_cupy(object, view, dtype);
+  if (read_device_array(object, view)) {
+    dtype = dlpack::type_of(view.dtype);
+    return true;
+  }
+  const py::handle handle(object);
+  if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
+  if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view, dtype);
+  return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view, dtype);
 }
 
 bool shows_memory(py::handle object) {
@@ -264,18 +284,21 @@ void import_numpy() {
 bool read_array(PyObject* object, HeldView& view) {
   if (read_plain_array(object, view)) return true;
   if (npy_api::get().PyArray_Check_(object)) return read_numpy(object, view);
-  if (read_exchanged(object, view)) return true;
-  if (is_of_cupy(object)) return read_cupy(object, view);
-  if (read_device_array(object, view)) return true;
-  const py::handle handle(object);
-  if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
-  if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view);
-  return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view);
+  dlpack::DataType dtype;
+  return read_shown(object, view, dtype) && dtype_of(dtype, view.dtype);
+}
+
+bool read_indices(PyObject* object, IndexView& view) {
+  dlpack::DataType dtype;
+  if (npy_api::get().PyArray_Check_(object) || !read_shown(object, view, dtype)) return false;
+  view.narrow = are_equal(dtype, of_int32);
+  return view.narrow || are_equal(dtype, of_int64);
 }
 
 bool read_exchanged_array(PyObject* object, ArrayView& view) {
   dlpack::Tensor tensor;
-  return exchange(object, tensor) && read_tensor_in_place(tensor, true, view);
+  dlpack::DataType dtype;
+  return exchange(object, tensor) && read_tensor_in_place(tensor, true, view, dtype) && dtype_of(dtype, view.dtype);
 }
 
 bool is_array(PyObject* object) {
@@ -336,6 +359,15 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
               " must be float32, float64, float16 or bfloat16 (of ml_dtypes); convert it with x.astype(numpy.float32)");
 }
 
+void refuse_indices(py::handle object, const std::string& what, Device device) {
+  if (npy_api::get().PyArray_Check_(object.ptr()) || !shows_memory(object)) {
+    refuse_value(what + " has indices on the CPU (" + name_of_type(object) + "), but its variable is on " +
+                 name_of(device) + "; pass them there, for example cupy.asarray(indices)");
+  }
+  refuse_type(what + " has indices of dtype " + std::string(py::str(py::getattr(object, "dtype", py::str("unknown")))) +
+              ", but on a GPU they must be int32 or int64; convert them, for example with indices.astype('int64')");
+}
+
 void refuse_device(py::handle object, const std::string& what, bool custom) {
   const std::string why = custom ? "a rule written in Python updates arrays on the CPU only" : why_no_devices();
   refuse_now(what + " is a GPU array (" + name_of_type(object) + "), but " + why +
@@ -349,23 +381,23 @@ bool read_scalar(PyObject* object, HeldView& view) {
   return read_array(view.owner.ptr(), view);
 }
 
-void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what) {
-  const py::handle array(object);
-  py::object copy;
-  if (npy_api::get().PyArray_Check_(object)) {
-    copy = py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
-  } else if (py::hasattr(array, "contiguous")) {  // PyTorch's
-    copy = array.attr("contiguous")();
-  } else {
-    const std::string module = module_of_type(array);
-    const py::dict modules = loaded_modules();
-    const py::str library(module.substr(0, module.find('.')));
-    if (!modules.contains(library) || !py::hasattr(modules[library], "ascontiguousarray")) {
-      refuse_value(what + " (" + name_of_type(array) + ") is not contiguous (shape " + text_of(view.ndim, view.shape) +
-                   ", strides " + text_of_strides(view) + "); pass a contiguous copy");
-    }
-    copy = modules[library].attr("ascontiguousarray")(array);
+py::object contiguous_copy(py::handle array, const ArrayView& view, const std::string& what) {
+  if (npy_api::get().PyArray_Check_(array.ptr())) {
+    return py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
   }
+  if (py::hasattr(array, "contiguous")) return array.attr("contiguous")();  // PyTorch's
+  const std::string module = module_of_type(array);
+  const py::dict modules = loaded_modules();
+  const py::str library(module.substr(0, module.find('.')));
+  if (!modules.contains(library) || !py::hasattr(modules[library], "ascontiguousarray")) {
+    refuse_value(what + " (" + name_of_type(array) + ") is not contiguous (shape " + text_of(view.ndim, view.shape) +
+                 ", strides " + text_of_strides(view) + "); pass a contiguous copy");
+  }
+  return modules[library].attr("ascontiguousarray")(array);
+}
+
+void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what) {
+  const py::object copy = contiguous_copy(object, view, what);
   view.owner = copy;
   const py::object kept = copy;  // reading may put something else into the view
   if (!read_array(copy.ptr(), view)) refuse_array(copy, what, "gradient");

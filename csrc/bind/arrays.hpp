@@ -53,6 +53,11 @@ struct HeldView : ArrayView {
   std::array<py::ssize_t, 2 * most_dimensions> numbers;
 };
 
+// Integers that a device reads; `dtype` says nothing.
+struct IndexView : HeldView {
+  bool narrow;  // of 32 bits, else of 64
+};
+
 extern PyObject* array_type;  // numpy.ndarray
 extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; -1 before
 void import_numpy();
@@ -79,6 +84,9 @@ inline bool read_plain_array(PyObject* object, ArrayView& view) {
 // False where the object is no array, masked (its mask would be ignored), or of another dtype. NumPy's arrays, and
 // whatever has DLPack's exchange API (PyTorch's tensors), is of CuPy, or has __cuda_array_interface__ or __dlpack__.
 bool read_array(PyObject* object, HeldView& view);
+
+// The same for integers of any library but NumPy's; false where they are of another dtype than int32 and int64.
+bool read_indices(PyObject* object, IndexView& view);
 
 // The same for arrays with DLPack's exchange API alone, and without strides. Valid until the array changes.
 bool read_exchanged_array(PyObject* object, ArrayView& view);
@@ -121,11 +129,17 @@ void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count)
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".
 [[noreturn]] void refuse_array(py::handle object, const std::string& what, const char* kind);
 
+// The same for indices that read_indices refused, of a variable on this device.
+[[noreturn]] void refuse_indices(py::handle object, const std::string& what, Device device);
+
 // The same for an array on a device that steps cannot run on.
 [[noreturn]] void refuse_device(py::handle object, const std::string& what, bool custom);
 
 // Like read_array, but also takes a NumPy scalar; the view keeps it.
 bool read_scalar(PyObject* object, HeldView& view);
+
+// An equal array that is contiguous and aligned, of the same library.
+py::object contiguous_copy(py::handle array, const ArrayView& view, const std::string& what);
 
 // Makes the view that of an equal array, which it keeps, that is contiguous and aligned.
 void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what);

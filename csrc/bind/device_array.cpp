@@ -38,11 +38,9 @@ py::dict DeviceArray::cuda_array_interface() const {
 
 py::capsule DeviceArray::dlpack() const {
   auto* const exported = new Exported{{}, {shape_.begin(), shape_.end()}, owner_};
-  const auto bits = static_cast<std::uint8_t>(8 * bytes_of(dtype_));
-  const std::uint8_t code = dtype_ == DType::bfloat16 ? dlpack::bfloat_code : dlpack::float_code;
   const auto ndim = static_cast<std::int32_t>(shape_.size());
-  exported->managed.tensor = {memory_, {dlpack::cuda, device_}, ndim, {code, bits, 1}, exported->shape.data(), nullptr,
-                              0};
+  exported->managed.tensor = {
+      memory_, {dlpack::cuda, device_}, ndim, dlpack::type_of(dtype_), exported->shape.data(), nullptr, 0};
   exported->managed.context = exported;
   exported->managed.deleter = [](dlpack::Managed* managed) { delete static_cast<Exported*>(managed->context); };
   // Whoever takes it over gives it another name, and calls the deleter.

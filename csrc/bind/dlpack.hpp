@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "core/dtypes.hpp"
+
 namespace fusedstep::dlpack {
 
 constexpr std::int32_t cpu = 1, cuda = 2, cuda_host = 3, cuda_managed = 13;
-constexpr std::uint8_t float_code = 2, bfloat_code = 4;
+constexpr std::uint8_t int_code = 0, float_code = 2, bfloat_code = 4;
 constexpr std::uint64_t read_only_flag = 1;
 
 struct Device {
@@ -20,6 +22,10 @@ struct DataType {
   std::uint8_t bits;
   std::uint16_t lanes;
 };
+
+inline DataType type_of(DType dtype) {
+  return {dtype == DType::bfloat16 ? bfloat_code : float_code, static_cast<std::uint8_t>(8 * bytes_of(dtype)), 1};
+}
 
 struct Version {
   std::uint32_t major;

@@ -143,18 +143,24 @@ class Plan {
   void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
   void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device, bool mean);
+  void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
   void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
+  Gradient take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index, const std::string& what,
+                               Call& call);
+  std::int64_t read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
+                         HeldView& view) const;
   void take_replicas(Call& call, std::vector<Items>& others);
   void split_rows(Step& step, Call& call);
   bool visits_all() const { return options_.averages || options_.accumulation_steps > 1; }
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
   void set_gradient(std::size_t index, Gradient gradient);
-  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, const std::string& what);
+  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, const std::string& what,
+                     bool may_be_variable = true);
 
   std::string optimizer_;
   std::string who_;  // how its refusals begin

@@ -151,14 +151,13 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     request.learning_rate_on_device = rate_on_device->data;
     request.learning_rate_dtype = rate_on_device->dtype;
   }
-  if (!request.alone) {
-    if (capturing) {
-      refuse_value(who_ +
-                   "a step that goes into a graph must have all its variables on one device, but there are some on " +
-                   (parts_.size() > 1 ? "several GPUs" : "the CPU"));
-    }
-    return step_on_many_devices(step, request, streams);
+  if (!request.alone && capturing) {
+    refuse_value(who_ +
+                 "a step that goes into a graph must have all its variables on one device, but there are some on " +
+                 (parts_.size() > 1 ? "several GPUs" : "the CPU"));
   }
+  if (!call.rows.empty()) order_rows(request, capturing, streams);
+  if (!request.alone) return step_on_many_devices(step, request, streams);
   DevicePart& part = *parts_[0];
   if (capturing) {
     captured_ = true;
@@ -177,6 +176,21 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   if (options_.skips_not_finite) counts_certain_ = false;
   skipped_ = false;
   count_call();
+}
+
+// What sparse gradients need before the other kernels. A captured graph must find memory that was there before.
+void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams) {
+  for (const auto& part : parts_) {
+    const Array* const without_room = capturing ? part->find_without_room(request) : nullptr;
+    if (without_room != nullptr) {
+      const std::size_t index = without_room->owner;
+      refuse_now(who_ + label("variables", index, index) +
+                 " has a gradient of more rows than in steps before, and the memory to order them cannot be had while "
+                 "a graph is captured; take a step with as many rows first");
+    }
+    part->make_room(request);
+  }
+  for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->order_rows(request, capturing, streams[i]);
 }
 
 // With variables in several places the host decides. It waits for the devices where there are norms.

@@ -1,5 +1,6 @@
 // Gradients that are more than one array: of replicas, and of some rows.
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "bind/call.hpp"
@@ -32,7 +33,34 @@ void sum_rows(const char* values, DType dtype, std::int64_t size, const std::vec
   }
 }
 
+// What gradients without rows point to: no rows are not no gradient.
+constexpr std::byte nothing{};
+
+void check_device(Device device, Device of_variable, const std::string& what_has) {
+  if (device == of_variable) return;
+  const char* const advice =
+      of_variable == on_cpu ? "as NumPy arrays, for example cupy.asnumpy(x)" : "there, for example cupy.asarray(x)";
+  refuse_value(what_has + " on " + name_of(device) + ", but its variable is on " + name_of(of_variable) +
+               "; pass them " + advice);
+}
+
 }  // namespace
+
+// Reads and checks the values of a gradient's rows; returns how many elements each has.
+std::int64_t Plan::read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
+                             HeldView& view) const {
+  const Built& built = built_[index];
+  if (!read_array(values, view)) refuse_array(values, what + " values", "gradient");
+  check_device(view.device, built.device, what + " has values");
+  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(values, view, what);
+  std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
+  shape[0] = count;
+  if (!view.has_shape(built.ndim, shape.data())) {
+    refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
+                 std::to_string(count) + " rows of its variable they must have " + text_of(built.ndim, shape.data()));
+  }
+  return std::accumulate(shape.begin() + 1, shape.end(), std::int64_t{1}, std::multiplies<>());
+}
 
 // A gradient given as (indices, values).
 Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call) {
@@ -43,13 +71,14 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     refuse_type(what + " is a tuple of " + std::to_string(items) +
                 ", but must be an array, or (indices, values) for some rows");
   }
-  if (built.device != on_cpu) {
-    refuse_now(what + " has rows, but its variable is on " + name_of(built.device) +
-               ", where gradients must be arrays; pass a dense one");
-  }
   if (built.ndim == 0) refuse_value(what + " has rows, but its variable has shape (); pass an array");
+  if (options_.lazy && has_devices()) {
+    refuse_now(what + " has rows and lazy is True, but there are variables on " + name_of(parts_[0]->device()) +
+               ", where all rows are updated; pass a dense gradient, or lazy=False");
+  }
+  PyObject* const values = PyTuple_GET_ITEM(gradient, 1);
+  if (built.device != on_cpu) return take_rows_on_device(PyTuple_GET_ITEM(gradient, 0), values, index, what, call);
   const py::module_ numpy = py::module_::import("numpy");
-  py::object values = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(gradient, 1));
   py::object given_indices = numpy.attr("asarray")(py::handle(PyTuple_GET_ITEM(gradient, 0)));
   const auto kind = given_indices.attr("dtype").attr("kind").cast<std::string>();
   if (given_indices.attr("ndim").cast<int>() != 1 ||
@@ -58,16 +87,9 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
                 std::string(py::str(given_indices.attr("shape"))) + ", but they must be integers in one dimension");
   }
   HeldView view;
-  if (!read_array(values.ptr(), view)) refuse_array(values, what + " values", "gradient");
-  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(values.ptr(), view, what);
   const auto count = given_indices.attr("size").cast<std::int64_t>();
-  std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
-  const py::ssize_t rows_of_variable = shape[0];
-  shape[0] = count;
-  if (!view.has_shape(built.ndim, shape.data())) {
-    refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
-                 std::to_string(count) + " rows of its variable they must have " + text_of(built.ndim, shape.data()));
-  }
+  const std::int64_t size = read_rows(values, count, index, what, view);
+  const std::int64_t rows_of_variable = shape_of(built)[0];
   const py::array in_int64 = numpy.attr("ascontiguousarray")(given_indices, "int64");
   const auto* const first_index = static_cast<const std::int64_t*>(in_int64.data());
   std::vector<std::int64_t> indices(first_index, first_index + count);
@@ -81,12 +103,11 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what);
 
   GivenRows& given = call.rows.emplace_back();
-  const std::int64_t size = std::accumulate(shape.begin() + 1, shape.end(), std::int64_t{1}, std::multiplies<>());
   const ComputeType compute = arrays_[index].compute;
   Gradient taken = {view.data, &given.rows, view.dtype};
   if (std::ranges::adjacent_find(indices, std::greater_equal<>()) == indices.end()) {
     given.indices = std::move(indices);
-    call.copies.push_back(view.owner ? view.owner : values);
+    call.copies.push_back(view.owner ? view.owner : py::reinterpret_borrow<py::object>(values));
   } else {
     const DefaultFloatEnvironment environment;
     std::vector<std::size_t> order(indices.size());
@@ -101,8 +122,48 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     taken.dtype = compute == compute_float64 ? DType::float64 : DType::float32;
   }
   given.rows = {given.indices.data(), static_cast<std::int64_t>(given.indices.size()), size};
-  static const std::byte nothing{};
-  if (taken.data == nullptr) taken.data = &nothing;  // no rows are not no gradient
+  if (taken.data == nullptr) taken.data = &nothing;
+  return taken;
+}
+
+// The same of a variable on a GPU. The host does not look at indices: it would have to wait.
+Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index,
+                                   const std::string& what, Call& call) {
+  const Built& built = built_[index];
+  IndexView indices;
+  if (!read_indices(given_indices, indices)) refuse_indices(given_indices, what, built.device);
+  check_device(indices.device, built.device, what + " has indices");
+  if (indices.ndim != 1) {
+    refuse_type(what + " has indices of shape " + text_of(indices.ndim, indices.shape) +
+                ", but they must be integers in one dimension");
+  }
+  if (!indices.contiguous() || !indices.aligned()) {
+    const py::object copy = contiguous_copy(given_indices, indices, what + " indices");
+    call.copies.push_back(copy);
+    if (!read_indices(copy.ptr(), indices)) refuse_indices(copy, what, built.device);
+  }
+  const std::int64_t count = indices.shape[0];
+  HeldView view;
+  const std::int64_t size = read_rows(values, count, index, what, view);
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  const std::int64_t rows_of_variable = shape_of(built)[0];
+  if (count > 0 && rows_of_variable >= most / count) {
+    refuse_value(what + " has " + std::to_string(count) + " rows and its variable " + std::to_string(rows_of_variable) +
+                 ", but on a GPU their product must be less than 2^63; pass a dense gradient");
+  }
+  check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what, false);
+  for (const py::object& owner : {indices.owner, view.owner}) {
+    if (owner) call.copies.push_back(owner);
+  }
+  GivenRows& given = call.rows.emplace_back();
+  given.rows = {nullptr, count, size};
+  if (indices.narrow) {
+    given.rows.narrow_indices = reinterpret_cast<const std::int32_t*>(indices.data);
+  } else {
+    given.rows.indices = reinterpret_cast<const std::int64_t*>(indices.data);
+  }
+  Gradient taken = {view.data, &given.rows, view.dtype};
+  if (taken.data == nullptr) taken.data = &nothing;
   return taken;
 }
 

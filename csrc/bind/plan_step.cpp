@@ -180,18 +180,21 @@ void Plan::check_learning_rate(double learning_rate) const {
                (multiplied ? " * " + std::string(py::str(py::float_(bad->multiplier))) : ""));
 }
 
-void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what) {
+void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what,
+                         bool may_be_variable) {
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
   if (bytes == 0 || lies_in_gap(gap_[index], begin, end)) return;
   const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
   gap_[index] = static_cast<std::size_t>(after - written_.begin());
   if (lies_in_gap(gap_[index], begin, end)) return;
-  // Its very own variable is read before it is written, element by element.
-  if (after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin && after->end == end) return;
+  // Its very own variable is read before it is written, element by element; rows are not, where they are in any order.
+  if (may_be_variable && after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin &&
+      after->end == end)
+    return;
   const auto other = static_cast<std::size_t>(after->index);
   refuse_value(what + " shares memory with " +
                (after->index == slots_index ? std::string("a slot")
-                : other == index            ? std::string("a part of its own variable")
+                : other == index            ? std::string(may_be_variable ? "a part of " : "") + "its own variable"
                                             : label("variables", other, other)) +
                ", which this step writes; pass g.copy()");
 }

@@ -30,11 +30,13 @@ struct Array {
   std::uint32_t owner;     // the variable's number in the build
 };
 
-// The rows that a sparse gradient has: increasing indices, each with `size` elements of the gradient's data.
+// The rows that a sparse gradient has: increasing indices, each with `size` elements of the gradient's data. On a GPU,
+// where the host cannot look at them, they are as they were given: in any order, several of them equal, some of no row.
 struct Rows {
   const std::int64_t* indices;
   std::int64_t count;
   std::int64_t size;
+  const std::int32_t* narrow_indices = nullptr;  // in the place of the others, on a GPU
 };
 
 // A variable's gradient in this step; no data where there is none.

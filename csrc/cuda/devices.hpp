@@ -29,6 +29,7 @@ class Devices {
 
   // `rule` is the number in the list of rules.
   virtual void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) = 0;
+  virtual void launch_order(int device, const OrderPass& pass, void* stream) = 0;
   // Whether what is put on the stream goes into a graph, to run later.
   virtual bool is_capturing(void* stream) = 0;
 };

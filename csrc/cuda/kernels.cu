@@ -101,9 +101,16 @@ __global__ void __launch_bounds__(block_threads, 2) sweep_kernel(const __grid_co
   sweep_block<R, kernel>(team, launch, made);
 }
 
+template <Kernel kernel>
 __global__ void __launch_bounds__(block_threads, 2) norms_kernel(const __grid_constant__ Launch launch) {
   Block team;
-  norms_block(team, launch);
+  norms_block<kernel>(team, launch);
+}
+
+__global__ void __launch_bounds__(block_threads) order_kernel(const __grid_constant__ OrderPass pass) {
+  __shared__ std::uint64_t tile[block_threads];
+  Block team;
+  order_block(team, pass, tile);
 }
 
 }  // namespace FUSEDSTEP_TARGET
@@ -223,20 +230,20 @@ class CudaDevices : public Devices {
 
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override {
     const OnDevice on(device);
-    const void* const function = kernel == Kernel::norms
-                                     ? reinterpret_cast<const void*>(&norms_kernel)
+    const void* const function = kernel == Kernel::norms ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms>)
+                                 : kernel == Kernel::norms_of_any
+                                     ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms_of_any>)
                                      : kernels_.at(static_cast<std::size_t>(rule))[static_cast<std::size_t>(kernel)];
     // Where a warp takes a slice, a block takes several.
     const bool by_warp =
-        kernel == Kernel::norms || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
+        is_of_norms(kernel) || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
     const std::uint32_t at_once = by_warp ? Block::warps : 1;
-    const std::uint32_t wanted = (launch.slices + at_once - 1) / at_once;
-    const std::uint32_t most = most_blocks(device, function);
-    const std::uint32_t blocks = wanted == 0 ? 1 : wanted < most ? wanted : most;
-    void* parameters[] = {const_cast<Launch*>(&launch)};
-    check(
-        cudaLaunchKernel(function, dim3(blocks), dim3(block_threads), parameters, 0, static_cast<cudaStream_t>(stream)),
-        "the launch of a kernel");
+    put_on_stream(device, function, (launch.slices + at_once - 1) / at_once, &launch, stream);
+  }
+
+  void launch_order(int device, const OrderPass& pass, void* stream) override {
+    const OnDevice on(device);
+    put_on_stream(device, reinterpret_cast<const void*>(&order_kernel), tiles_of(pass), &pass, stream);
   }
 
   bool is_capturing(void* stream) override {
@@ -246,6 +253,16 @@ class CudaDevices : public Devices {
   }
 
  private:
+  // A kernel of so many blocks as are wanted, or as the device runs at once; one at least.
+  void put_on_stream(int device, const void* function, std::int64_t wanted, const void* parameter, void* stream) {
+    const std::int64_t most = most_blocks(device, function);
+    const auto blocks = static_cast<unsigned>(wanted == 0 ? 1 : wanted < most ? wanted : most);
+    void* parameters[] = {const_cast<void*>(parameter)};
+    check(
+        cudaLaunchKernel(function, dim3(blocks), dim3(block_threads), parameters, 0, static_cast<cudaStream_t>(stream)),
+        "the launch of a kernel");
+  }
+
   // As many blocks as the device runs at once, for each kernel.
   std::uint32_t most_blocks(int device, const void* function) {
     const std::lock_guard lock(mutex_);

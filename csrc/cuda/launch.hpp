@@ -12,8 +12,13 @@
 namespace fusedstep {
 
 // The kernels of a rule: the rule alone, with all stages around it (its first pass, where it takes two), the second
-// pass. And one for the norms of gradients, the same for all rules.
-enum class Kernel : std::uint8_t { bare, staged, second, norms };
+// pass. And those for the norms of gradients, the same for all rules: of dense ones, and of any, which needs more
+// registers, so that less is on its way from memory at a time.
+enum class Kernel : std::uint8_t { bare, staged, second, norms, norms_of_any };
+
+FUSEDSTEP_HOST_DEVICE constexpr bool is_of_norms(Kernel kernel) {
+  return kernel == Kernel::norms || kernel == Kernel::norms_of_any;
+}
 
 constexpr int block_threads = 256;
 constexpr int warp_threads = 32;
@@ -31,24 +36,53 @@ struct LeafGroup {
   std::uint32_t count;
 };
 
-// A gradient in 8 bytes: its address, which has less than 57 bits, and its dtype above them. Zero where there is none.
+// A sparse gradient whose rows have been put in order. A row's key is index * count + position, where it was given: so
+// keys are unique, and rows of equal indices are next to each other, in the order in which they were given.
+struct SparseGradient {
+  const std::uint64_t* keys;  // increasing
+  std::int64_t count;
+  std::int64_t size;   // of a row, in elements
+  const void* values;  // as they were given
+  DType dtype;
+};
+
+// One of the kernels that make that order: the first puts keys in order within tiles of block_threads, each of the
+// others makes two neighbours of what is in order one.
+struct OrderPass {
+  Rows rows;
+  std::int64_t rows_of_variable;
+  std::int64_t ordered;  // keys that are in order already, from each multiple of it on; 0 in the first pass
+  const std::uint64_t* from;
+  std::uint64_t* to;
+  SparseGradient gradient;  // with the keys where the last pass puts them,
+  SparseGradient* written;  // and where the first pass writes it, so that nothing is copied to the device
+};
+
+// A gradient in 8 bytes: its address, which has less than 57 bits, its dtype above them, and on top whether the address
+// is that of a SparseGradient. Zero where there is none.
 struct PackedGradient {
   std::uint64_t bits;
 };
 
-constexpr int dtype_shift = 60;
+constexpr int dtype_shift = 60, sparse_shift = 63;
 
-inline PackedGradient packed(const Gradient& gradient) {
-  if (gradient.data == nullptr) return {0};
-  return {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(gradient.data)) |
-          static_cast<std::uint64_t>(gradient.dtype) << dtype_shift};
+inline PackedGradient packed(const void* address, DType dtype, bool sparse) {
+  return {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address)) |
+          static_cast<std::uint64_t>(dtype) << dtype_shift | static_cast<std::uint64_t>(sparse) << sparse_shift};
 }
 
-FUSEDSTEP_HOST_DEVICE inline Gradient unpacked(PackedGradient gradient) {
+struct UnpackedGradient {
+  const void* data;              // null where there is no gradient
+  const SparseGradient* sparse;  // what that points to, where there are rows
+  DType dtype;
+};
+
+FUSEDSTEP_HOST_DEVICE inline UnpackedGradient unpacked(PackedGradient gradient) {
   if (gradient.bits == 0) return {nullptr, nullptr, DType::float32};
   const auto dtype = static_cast<DType>(gradient.bits >> dtype_shift & 3);
   const auto* const address = reinterpret_cast<const void*>(gradient.bits & ((std::uint64_t{1} << dtype_shift) - 1));
-  return {address, nullptr, dtype};
+  const bool sparse = gradient.bits >> sparse_shift != 0;
+  return {address, sparse ? static_cast<const SparseGradient*>(address) : nullptr, dtype};
 }
 
 // What a build has on the device beside its tables and slots.

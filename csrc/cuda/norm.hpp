@@ -44,12 +44,14 @@ FUSEDSTEP_HOST_DEVICE inline void sum_rows(int thread, std::int64_t begin, std::
 }
 
 // A leaf by a warp of the team.
-template <class C, class Team>
+template <Kernel kernel, class C, class Team>
 FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, const Stages& stages, const Span& span,
                                             double* sum) {
   const std::uint32_t index = span.index;
   const std::int64_t begin = span.begin, end = span.end;
-  const auto read = [&](std::int64_t from, C* x, auto of) { gather_sum(launch, stages, index, from, x, of); };
+  const auto read = [&](std::int64_t from, C* x, auto of) {
+    gather_sum<kernel == Kernel::norms_of_any>(launch, stages, index, from, x, of);
+  };
   const double total = team.sum_lanes([&](int thread, double* lane) { sum_rows<C>(thread, begin, end, read, lane); });
   team.by_one_of_warp([&] { *sum = total; });
   if (total - total == 0) return;
@@ -153,7 +155,7 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void finish_norms(Team& team, const Launch& 
 }
 
 // Sums the squares of all gradients, a leaf a warp; the last block finishes.
-template <class Team>
+template <Kernel kernel, class Team>
 FUSEDSTEP_HOST_DEVICE inline void norms_block(Team& team, const Launch& launch) {
   const Table& table = launch.table;
   const CallSettings call = describe_call(launch.options, table.state->counts, launch.replicas, launch.mean);
@@ -167,9 +169,9 @@ FUSEDSTEP_HOST_DEVICE inline void norms_block(Team& team, const Launch& launch) 
       if (gradient_of(launch, 0, span.index).data == nullptr) {
         team.by_one_of_warp([&] { *sum = 0; });
       } else if (table.arrays[span.index].compute == compute_float64) {
-        norm_leaf<double>(team, launch, stages, span, sum);
+        norm_leaf<kernel, double>(team, launch, stages, span, sum);
       } else {
-        norm_leaf<float>(team, launch, stages, span, sum);
+        norm_leaf<kernel, float>(team, launch, stages, span, sum);
       }
     }
   });

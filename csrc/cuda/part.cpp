@@ -1,9 +1,11 @@
 #include "cuda/part.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "core/dtypes.hpp"
 
@@ -12,6 +14,14 @@ namespace {
 
 std::uint32_t slices_of(const Array& array) {
   return static_cast<std::uint32_t>((array.size + slice_unit - 1) / slice_unit);
+}
+
+// What puts the rows of a gradient in order takes: its SparseGradient, and its keys twice.
+constexpr std::size_t keys_at = 256;
+static_assert(sizeof(SparseGradient) <= keys_at);
+
+std::size_t order_bytes(std::int64_t count) {
+  return keys_at + 2 * static_cast<std::size_t>(count) * sizeof(std::uint64_t);
 }
 
 // Places for things one after another in one piece of memory.
@@ -132,7 +142,75 @@ bool DevicePart::is_bare(const DeviceStep& step) const {
     return false;
   return std::ranges::all_of(arrays_, [&](const Array& array) {
     const Gradient& gradient = step.gradients[array.owner];
-    return gradient.data == nullptr || gradient.dtype == array.dtype;
+    return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);
+  });
+}
+
+bool DevicePart::has_rows(const DeviceStep& step) {
+  const Gradient* const end = step.gradients + step.replicas * step.variables;
+  return std::any_of(step.gradients, end, [](const Gradient& gradient) { return gradient.rows != nullptr; });
+}
+
+PackedGradient DevicePart::packed_gradient(const DeviceStep& step, std::size_t replica, std::size_t index) const {
+  const Gradient& gradient = step.gradients[replica * step.variables + arrays_[index].owner];
+  if (gradient.data == nullptr) return {0};
+  if (gradient.rows == nullptr) return packed(gradient.data, gradient.dtype, false);
+  return packed(orders_[replica * arrays_.size() + index].memory.as<void>(), gradient.dtype, true);
+}
+
+// Calls work(gradient, array, order) for each sparse gradient. (Of an empty variable no kernel looks for rows.)
+template <class Work>
+void DevicePart::for_rows(const DeviceStep& step, const Work& work) {
+  orders_.resize(std::max(orders_.size(), step.replicas * arrays_.size()));
+  for (std::size_t replica = 0; replica < step.replicas; ++replica) {
+    for (std::size_t i = 0; i < arrays_.size(); ++i) {
+      const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].owner];
+      if (gradient.rows == nullptr || arrays_[i].size == 0) continue;
+      work(gradient, arrays_[i], orders_[replica * arrays_.size() + i]);
+    }
+  }
+}
+
+const Array* DevicePart::find_without_room(const DeviceStep& step) {
+  const Array* found = nullptr;
+  for_rows(step, [&](const Gradient& gradient, const Array& array, const Order& order) {
+    if (order.memory.size() < order_bytes(gradient.rows->count)) found = &array;
+  });
+  return found;
+}
+
+void DevicePart::make_room(const DeviceStep& step) {
+  for_rows(step, [&](const Gradient& gradient, const Array&, Order& order) {
+    const auto count = static_cast<std::uint64_t>(gradient.rows->count);
+    if (order.memory.size() >= order_bytes(gradient.rows->count)) return;
+    // More than is needed, because an allocation waits for the device. It has to: steps before this one may use what is
+    // outgrown until then.
+    DeviceMemory larger(device_, order_bytes(static_cast<std::int64_t>(std::bit_ceil(count))));
+    std::swap(order.memory, larger);
+    if (order.in_graph) outgrown_.push_back(std::move(larger));
+    order.in_graph = false;
+  });
+}
+
+void DevicePart::order_rows(const DeviceStep& step, bool capturing, void* stream) {
+  for_rows(step, [&](const Gradient& gradient, const Array& array, Order& order) {
+    order.in_graph |= capturing;
+    const Rows& rows = *gradient.rows;
+    auto* const keys = reinterpret_cast<std::uint64_t*>(order.memory.as<std::byte>() + keys_at);
+    std::uint64_t* const buffers[] = {keys, keys + rows.count};
+    int merges = 0;
+    for (std::int64_t ordered = block_threads; ordered < rows.count; ordered *= 2) ++merges;
+    OrderPass pass = {};
+    pass.rows = rows;
+    pass.rows_of_variable = array.size / rows.size;
+    pass.gradient = {buffers[merges % 2], rows.count, rows.size, gradient.data, gradient.dtype};
+    pass.written = order.memory.as<SparseGradient>();
+    for (int number = 0; number <= merges; ++number) {
+      pass.to = buffers[number % 2];
+      devices()->launch_order(device_, pass, stream);
+      pass.from = pass.to;
+      pass.ordered = number == 0 ? block_threads : 2 * pass.ordered;
+    }
   });
 }
 
@@ -160,8 +238,7 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
     for (std::size_t replica = 0; replica < step.replicas; ++replica) {
       PackedGradient* const list = launch.gradients + replica * (end - begin);
       for (std::size_t i = begin; i < end; ++i) {
-        const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].owner];
-        list[i - begin] = averages_only ? PackedGradient{0} : packed(gradient);
+        list[i - begin] = averages_only ? PackedGradient{0} : packed_gradient(step, replica, i);
       }
     }
     devices()->launch(device_, step.rule, kernel, launch, stream);
@@ -169,7 +246,7 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
 }
 
 void DevicePart::launch_norms(const DeviceStep& step, void* stream) {
-  launch(step, Kernel::norms, false, stream);
+  launch(step, has_rows(step) ? Kernel::norms_of_any : Kernel::norms, false, stream);
 }
 
 void DevicePart::launch_update(const DeviceStep& step, void* stream) {

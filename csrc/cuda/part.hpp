@@ -43,6 +43,12 @@ class DevicePart {
   // What single variables have of their own from now on: `settings` for each of the build.
   void configure(const std::vector<Group>& groups, const std::vector<Array>& build);
 
+  // What sparse gradients need before the kernels of a step: memory to put their rows in order, which is kept, then the
+  // kernels that do it, on the same stream. Null, or an array for whose rows there is no memory yet.
+  const Array* find_without_room(const DeviceStep& step);
+  void make_room(const DeviceStep& step);
+  void order_rows(const DeviceStep& step, bool capturing, void* stream);
+
   // The sums of the squares of all gradients, and what they come to where the device is alone.
   void launch_norms(const DeviceStep& step, void* stream);
   void launch_update(const DeviceStep& step, void* stream);
@@ -55,8 +61,18 @@ class DevicePart {
   void write_learning_rate(double rate, bool capturing);
 
  private:
+  // Where the rows of one gradient are put in order. Steps use it one after another, as they do the variables.
+  struct Order {
+    DeviceMemory memory;  // a SparseGradient, and twice its keys
+    bool in_graph = false;
+  };
+
   void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);
   bool is_bare(const DeviceStep& step) const;
+  static bool has_rows(const DeviceStep& step);
+  PackedGradient packed_gradient(const DeviceStep& step, std::size_t replica, std::size_t index) const;
+  template <class Work>
+  void for_rows(const DeviceStep& step, const Work& work);
 
   int device_;
   std::vector<Array> arrays_;
@@ -67,7 +83,9 @@ class DevicePart {
   std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_;
   DeviceMemory& slots_;
   DeviceMemory groups_memory_;
-  Launch launch_ = {};  // the one that is made at a time
+  std::vector<Order> orders_;           // of the arrays of each replica
+  std::vector<DeviceMemory> outgrown_;  // which graphs still use
+  Launch launch_ = {};                  // the one that is made at a time
 };
 
 }  // namespace fusedstep

@@ -84,10 +84,19 @@ void run_grid(const Launch& launch, std::uint32_t blocks) {
   }
 }
 
+template <Kernel kernel>
 void run_norms(const Launch& launch, std::uint32_t blocks) {
   for (std::uint32_t block = 0; block < blocks; ++block) {
     SimulatedBlock team(block, blocks);
-    norms_block(team, launch);
+    norms_block<kernel>(team, launch);
+  }
+}
+
+void run_order(const OrderPass& pass, std::uint32_t blocks) {
+  for (std::uint32_t block = 0; block < blocks; ++block) {
+    SimulatedBlock team(block, blocks);
+    std::uint64_t tile[block_threads];
+    order_block(team, pass, tile);
   }
 }
 
@@ -112,7 +121,7 @@ std::vector<SimulatedRule> simulated_rules(List<R...>) {
 }
 
 const char* name_of(Kernel kernel) {
-  constexpr const char* names[] = {"bare", "staged", "second", "norms"};
+  constexpr const char* names[] = {"bare", "staged", "second", "norms", "norms of any"};
   return names[static_cast<int>(kernel)];
 }
 
@@ -168,14 +177,24 @@ void Simulation::write_during_capture(int, void* to, const void* from, std::size
 void Simulation::launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) {
   events.push_back({name_of(kernel), device, reinterpret_cast<std::uintptr_t>(stream)});
   if (capturing_) {
-    captured_.push_back({device, rule, kernel, launch, stream});
+    captured_.emplace_back([=, this] { this->launch(device, rule, kernel, launch, stream); });
     return;
   }
   static const std::vector<SimulatedRule> rules = simulated_rules(AllRules());
   const DefaultFloatEnvironment environment;
   const std::uint32_t blocks = std::clamp<std::uint32_t>(launch.slices, 1, blocks_);
-  if (kernel == Kernel::norms) return run_norms(launch, blocks);
+  if (kernel == Kernel::norms) return run_norms<Kernel::norms>(launch, blocks);
+  if (kernel == Kernel::norms_of_any) return run_norms<Kernel::norms_of_any>(launch, blocks);
   rules.at(static_cast<std::size_t>(rule)).kernels[static_cast<int>(kernel)](launch, blocks);
+}
+
+void Simulation::launch_order(int device, const OrderPass& pass, void* stream) {
+  events.push_back({"order", device, reinterpret_cast<std::uintptr_t>(stream)});
+  if (capturing_) {
+    captured_.emplace_back([=, this] { launch_order(device, pass, stream); });
+    return;
+  }
+  run_order(pass, static_cast<std::uint32_t>(std::clamp<std::int64_t>(tiles_of(pass), 1, blocks_)));
 }
 
 void Simulation::begin_capture() {
@@ -188,7 +207,7 @@ void Simulation::end_capture() {
 }
 
 void Simulation::replay() {
-  for (const Captured& one : captured_) launch(one.device, one.rule, one.kernel, one.launch, one.stream);
+  for (const auto& launch_again : captured_) launch_again();
 }
 
 }  // namespace fusedstep

@@ -2,6 +2,7 @@
 // What is tested so is all that the host does for a step and all that a kernel computes; not CUDA.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -24,9 +25,11 @@ class Simulation : public Devices {
   void read(int device, void* to, const void* from, std::size_t bytes) override;
   void write_during_capture(int device, void* to, const void* from, std::size_t bytes) override;
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override;
+  void launch_order(int device, const OrderPass& pass, void* stream) override;
   bool is_capturing(void*) override { return capturing_; }
 
-  // What was done, in order: "allocate", "write", "read", "free", "bare" and the other kernels, with the device.
+  // What was done, in order: "allocate", "write", "read", "free", "order", "bare" and the other kernels, with the
+  // device.
   struct Event {
     std::string what;
     int device;
@@ -39,18 +42,11 @@ class Simulation : public Devices {
   void replay();  // what was captured last
 
  private:
-  struct Captured {
-    int device, rule;
-    Kernel kernel;
-    Launch launch;
-    void* stream;
-  };
-
   int count_;
   std::uint32_t blocks_;
   std::map<std::uintptr_t, std::pair<std::size_t, int>> memory_;  // size and device by address
   bool capturing_ = false;
-  std::vector<Captured> captured_;
+  std::vector<std::function<void()>> captured_;  // launches
 };
 
 }  // namespace fusedstep

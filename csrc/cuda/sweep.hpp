@@ -168,7 +168,7 @@ FUSEDSTEP_HOST_DEVICE inline void bare_slice_of(const Launch& launch, const Made
 // One slice, the part of one thread of a block.
 template <Kernel kernel, class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void take_slice(const Launch& launch, const Made& made, const Span& span,
-                                             const Gradient& gradient, int thread) {
+                                             const UnpackedGradient& gradient, int thread) {
   if constexpr (kernel == Kernel::bare) {
     bare_slice_of<Rule, C>(launch, made, span, gradient.data, thread);
   } else {
@@ -182,7 +182,7 @@ FUSEDSTEP_HOST_DEVICE inline void take_slice(const Launch& launch, const Made& m
 // The same for a first pass, the part of one thread of a warp, which sums squares of the variable and the update.
 template <class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& made, const Span& span,
-                                              const Gradient& gradient, int thread, double* of_variable,
+                                              const UnpackedGradient& gradient, int thread, double* of_variable,
                                               double* of_update) {
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
@@ -221,7 +221,7 @@ FUSEDSTEP_HOST_DEVICE inline void first_pass(Team& team, const Launch& launch, M
       team.wait_in_warp();
       if (i < warps || !is_made_for(made, array)) team.by_one_of_warp([&] { make<R>(launch, array, made); });
       team.wait_in_warp();
-      const Gradient gradient = gradient_of(launch, 0, span.index);
+      const UnpackedGradient gradient = gradient_of(launch, 0, span.index);
       const bool visited = gradient.data != nullptr || visits_without_gradient(made.settings.stages);
       team.sum_two_lanes(
           [&](int thread, double* of_variable, double* of_update) {
@@ -244,7 +244,7 @@ FUSEDSTEP_HOST_DEVICE inline void last_pass(Team& team, const Launch& launch, Ma
   for (std::uint32_t i = team.block(); i < launch.slices; i += team.blocks()) {
     const Span span = span_of(table, table.slices[launch.first_slice + i]);
     const Array& array = table.arrays[span.index];
-    const Gradient gradient = gradient_of(launch, 0, span.index);
+    const UnpackedGradient gradient = gradient_of(launch, 0, span.index);
     if (i == team.block() || !is_made_for(made, array)) team.once([&] { make<R>(launch, array, made); });
     if (gradient.data == nullptr && !visits_without_gradient(made.settings.stages)) continue;
     team.each([&](int thread) {

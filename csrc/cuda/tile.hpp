@@ -7,6 +7,7 @@
 #include "core/stages.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/packet.hpp"
+#include "cuda/rows.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
@@ -98,7 +99,8 @@ FUSEDSTEP_HOST_DEVICE inline void store_variable(const double* from, const Array
   store_values(from, static_cast<double*>(array.variable) + begin, of);
 }
 
-FUSEDSTEP_HOST_DEVICE inline Gradient gradient_of(const Launch& launch, std::uint32_t replica, std::uint32_t array) {
+FUSEDSTEP_HOST_DEVICE inline UnpackedGradient gradient_of(const Launch& launch, std::uint32_t replica,
+                                                          std::uint32_t array) {
   return unpacked(launch.gradients[replica * launch.arrays + (array - launch.first_array)]);
 }
 
@@ -107,15 +109,24 @@ FUSEDSTEP_HOST_DEVICE inline C* slot_of(std::byte* kind, const Array& array) {
   return reinterpret_cast<C*>(kind + array.slot_offset);
 }
 
+template <bool may_be_sparse, class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void load_gradient(const UnpackedGradient& gradient, std::int64_t begin, C* to,
+                                                Elements<V> of) {
+  if (!may_be_sparse || gradient.sparse == nullptr) return load(gradient.data, gradient.dtype, begin, to, of);
+  const Values<C, V> values = values_of_rows<C, V>(*gradient.sparse, begin, of.low, of.high);
+  FUSEDSTEP_UNROLLED
+  for (int i = 0; i < V; ++i) to[i] = values.of[i];
+}
+
 // The gradient of a tile up to the sum over calls.
-template <class C, int V>
+template <bool may_be_sparse, class C, int V>
 FUSEDSTEP_HOST_DEVICE inline void gather_sum(const Launch& launch, const Stages& stages, std::uint32_t index,
                                              std::int64_t begin, C* h, Elements<V> of) {
   C more[V];
   for (std::uint32_t replica = 0; replica < launch.replicas; ++replica) {
-    const Gradient gradient = gradient_of(launch, replica, index);
+    const UnpackedGradient gradient = gradient_of(launch, replica, index);
     if (gradient.data == nullptr) continue;
-    load(gradient.data, gradient.dtype, begin, more, of);
+    load_gradient<may_be_sparse>(gradient, begin, more, of);
     FUSEDSTEP_UNROLLED
     for (int i = 0; i < V; ++i) h[i] = replica == 0 ? more[i] : h[i] + more[i];
   }
@@ -135,7 +146,7 @@ class Tile {
       : launch_(launch), rule_(rule), array_(launch.table.arrays[index]), begin_(begin), of_(of) {
     load_variable(array_, begin, p_, of);
     if (!flow.has_gradient) return;
-    gather_sum(launch, flow.stages, index, begin, h_, of);
+    gather_sum<true>(launch, flow.stages, index, begin, h_, of);
     if (flow.stages.accumulation == Accumulation::add) return;
     FUSEDSTEP_UNROLLED
     for (int k = 0; k < slots; ++k) load_values(slot(launch.table.slots[k]), s_[k], of);

@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import DTYPES, VARIANTS, random_array, with_arguments
-from fusedstep import Optimizer
+from fusedstep import Adam, Optimizer
 from gpu.libraries import CuPy, host, on_gpu
 from reference import same_bits
 
@@ -38,11 +38,35 @@ def differences(library: CuPy, optimizer: Optimizer) -> int:
     return sum(not same_bits(ours, host(theirs)) for ours, theirs in zip(here, there, strict=True))
 
 
+def differences_of_rows(library: CuPy) -> int:
+    """The same with sparse gradients, of rows of several sizes; some indices are of no row."""
+    rng = np.random.default_rng(2)
+    here, there = Adam(0.01, clipnorm=0.5), Adam(0.01, clipnorm=0.5)
+    start = [random_array(rng, (70, size), dtype) for size in (0, 1, 3, 64) for dtype in DTYPES]
+    on_cpu, on_device = [one.copy() for one in start], on_gpu(library, start)
+    for integers in (np.int32, np.int64):
+        grads = [
+            (rng.integers(0, 70, 700).astype(integers), random_array(rng, (700, one.shape[1]), one.dtype))
+            for one in start
+        ]
+        here.apply(grads, on_cpu)
+        rows = []
+        for indices, values in grads:
+            outside = np.array([-1, 70], integers)
+            more = (
+                np.concatenate([indices, outside]),
+                np.concatenate([values, np.full_like(values[:2], np.nan)]),
+            )
+            rows.append(tuple(on_gpu(library, more)))
+        there.apply(rows, on_device)
+    return sum(not same_bits(ours, host(theirs)) for ours, theirs in zip(on_cpu, on_device, strict=True))
+
+
 def main() -> int:
     """Return the exit status."""
     library = CuPy()
     library.cupy.cuda.set_allocator(None)
-    different, of_each_rule = 0, {variant._rule(): variant for variant in VARIANTS}
+    different, of_each_rule = differences_of_rows(library), {variant._rule(): variant for variant in VARIANTS}
     for variant in of_each_rule.values():
         for options in OPTIONS:
             different += differences(library, with_arguments(variant, **options))

@@ -232,7 +232,8 @@ def refused(library: Any) -> list[tuple[str, list[Any], list[Any], type[Exceptio
         ("integers", [library.array(np.ones((4, 6), np.int32))], [w], TypeError, "int32"),
         ("the same twice", [g, g], [w, w], ValueError, "share memory"),
         ("a gradient that is a variable", [w[2:], g[:2]], [w[:2], w[2:]], ValueError, "shares memory"),
-        ("rows", [([0], g[:1])], [w], RuntimeError, "gradients must be arrays"),
+        ("indices on the CPU", [([0], g[:1])], [w], ValueError, "has indices on the CPU (list), but its"),
+        ("floats for indices", [(g[0, :1], g[:1])], [w], TypeError, "has indices of dtype"),
         ("nothing", [None], [w], ValueError, "all 1 gradients are None"),
     ]
 

@@ -40,7 +40,7 @@ class Optimizer(Declared):
     on GPUs. Gradients are on their variable's device. A step over arrays on one GPU is put on the stream
     that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
     so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
-    decide. Sparse gradients, ``lazy`` and custom rules are for arrays on the CPU.
+    decide. Custom rules, and ``lazy`` with sparse gradients, are for arrays on the CPU.
 
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
@@ -329,6 +329,9 @@ class Optimizer(Declared):
                 summed in the order given. Without ``lazy`` the step is that with zeros in all other
                 rows, to the same bits. With it other rows, their slots and averages are left alone,
                 decay is for the touched rows, norms are of them, and the time is in proportion to them.
+                Of a variable on a GPU, indices (int32 or int64) and values are there, too. The step does not
+                wait to look at the indices: where one lies outside of the variable, its row is left out, and
+                not refused as on the CPU.
             variables: as many arrays, or a dict with the same keys; all that were built if left out.
             replicas: several lists (or dicts) of gradients in the place of ``grads``: they are summed
                 in their order before anything else happens.

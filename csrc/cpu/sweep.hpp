@@ -2,7 +2,7 @@
 //
 // Where no stage is on only the rule is left, over the whole slice: for variable and gradient of the compute type,
 // and for both in bfloat16, where a conversion costs two instructions and waiting for a tile's other streams costs
-// more. Else tiles that stay in L1 go through the stages.
+// more. So it is with the decay alone, as AdamW has it. Else tiles that stay in L1 go through the stages.
 #pragma once
 
 #include <utility>
@@ -11,6 +11,20 @@
 #include "cpu/norm.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
+
+// A rule after the decay of its variable: in registers what the stage and then the rule do to a tile.
+template <class Rule, class C>
+struct Decaying {
+  static constexpr auto slots = Rule::slots;
+  Rule rule;
+  C decay;
+
+  template <class... Slot>
+  void operator()(C& p, C g, Slot&... slot) const {
+    p = p - p * decay;
+    rule(p, g, slot...);
+  }
+};
 
 // The rule, for elements [begin, end).
 template <class Rule, class C, class Storage, int... slot>
@@ -233,9 +247,13 @@ template <Pass pass, class C>
   }
 }
 
-inline bool any_stage(const Stages& stages) {
+inline bool any_stage_but_decay(const Stages& stages) {
   return stages.unscale.on || stages.accumulation != Accumulation::off || stages.factor.on || stages.clip.on ||
-         stages.l2.on || stages.decay.on || stages.average != Average::off;
+         stages.l2.on || stages.average != Average::off;
+}
+
+inline bool any_stage(const Stages& stages) {
+  return any_stage_but_decay(stages) || stages.decay.on;
 }
 
 template <class Rule, class C, Pass pass>
@@ -243,7 +261,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   constexpr int slot_count = Rule::slots.count;
   static constexpr TileRule<C> tiles = tile_rule<Rule, C>();
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
-  const bool staged = takes_two_passes<Rule> || any_stage(stages) || step.replicas > 1;
+  const bool staged = takes_two_passes<Rule> || any_stage_but_decay(stages) || step.replicas > 1;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
     const Array& array = step.arrays[i];
@@ -253,16 +271,24 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
     if (begin >= end || (gradient.data == nullptr && !without_gradient)) continue;
     C* slots[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(step.slots[k] + array.slot_offset);
+    const bool in_place = array.dtype == dtype_of(C());
     const bool direct = !staged && gradient.rows == nullptr && array.dtype == gradient.dtype;
     if constexpr (!takes_two_passes<Rule>) {
-      const Rule in_registers = *static_cast<const Rule*>(rule);
-      if (direct && array.dtype == dtype_of(C())) {
-        sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots, begin,
-                      end);
-        continue;
-      }
-      if (direct && array.dtype == DType::bfloat16) {
-        sweep_bfloat16(in_registers, array.variable, gradient.data, slots, begin, end);
+      const auto sweep_all = [&](const auto& in_registers) {
+        if (in_place) {
+          sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots,
+                        begin, end);
+        } else {
+          sweep_bfloat16(in_registers, array.variable, gradient.data, slots, begin, end);
+        }
+      };
+      if (direct && (in_place || array.dtype == DType::bfloat16)) {
+        const Rule in_registers = *static_cast<const Rule*>(rule);
+        if (stages.decay.on) {
+          sweep_all(Decaying<Rule, C>{in_registers, static_cast<C>(stages.decay.coefficient)});
+        } else {
+          sweep_all(in_registers);
+        }
         continue;
       }
     }

@@ -148,8 +148,16 @@ class LeafSquares {
   alignas(64) double lane_[lanes] = {};
 };
 
+// What a first pass sums, and nothing in another one: to make it costs as much as some hundred elements.
+template <Pass pass>
+struct Squares {};
+template <>
+struct Squares<Pass::first> {
+  LeafSquares of_variable, of_update;
+};
+
 // A tile on its way through the stages (core/stages.hpp). What is of the compute type is worked on in its place.
-template <class C>
+template <Pass pass, class C>
 class Tile {
  public:
   Tile(const TileRule<C>& tile_rule, const void* rule, const Step& step, std::size_t index, C* const* slots,
@@ -190,8 +198,8 @@ class Tile {
   void apply_rule(C* p, C* h) { tile_rule_.only(rule_, p, h, s_, size_); }
   void first(C* p, C* h) {
     tile_rule_.first(rule_, h, s_, size_);
-    of_variable.add(p, size_);
-    of_update.add(h, size_);
+    squares.of_variable.add(p, size_);
+    squares.of_update.add(h, size_);
   }
   void second(C* p, double factor) { tile_rule_.second(rule_, static_cast<C>(factor), p, s_, size_); }
   void store(const C* p) {
@@ -203,7 +211,7 @@ class Tile {
   C* average() { return slot(step_.average); }
   void store_average() {}
 
-  LeafSquares of_variable, of_update;
+  Squares<pass> squares;
 
  private:
   C* slot(std::byte* kind) const { return reinterpret_cast<C*>(kind + array_.slot_offset) + begin_; }
@@ -233,16 +241,19 @@ template <Pass pass, class C>
   if (step.factors != nullptr) flow.factor = step.factors[array.owner];
   if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[array.owner];
   // The first pass stores no variable.
-  Tile<C> tile(tile_rule, rule, step, index, slots, slot_count, array.dtype == dtype_of(C()) && pass != Pass::first);
+  Tile<pass, C> tile(tile_rule, rule, step, index, slots, slot_count,
+                     array.dtype == dtype_of(C()) && pass != Pass::first);
   for (std::int64_t begin = first; begin < last; begin += tile_size) {
     const std::int64_t size = last - begin < tile_size ? last - begin : tile_size;
     tile.move_to(begin, size);
     stage_tile<pass>(flow, tile, size);
-    const bool leaf_ends = (begin + size) % slice_unit == 0 || begin + size == last;
-    if (pass == Pass::first && leaf_ends && flow.has_gradient && stages.accumulation != Accumulation::add) {
-      const std::size_t leaf = step.ratios->leaves_before[index] + static_cast<std::size_t>(begin / slice_unit);
-      step.ratios->variable_squares[leaf] = tile.of_variable.take();
-      step.ratios->update_squares[leaf] = tile.of_update.take();
+    if constexpr (pass == Pass::first) {
+      const bool leaf_ends = (begin + size) % slice_unit == 0 || begin + size == last;
+      if (leaf_ends && flow.has_gradient && stages.accumulation != Accumulation::add) {
+        const std::size_t leaf = step.ratios->leaves_before[index] + static_cast<std::size_t>(begin / slice_unit);
+        step.ratios->variable_squares[leaf] = tile.squares.of_variable.take();
+        step.ratios->update_squares[leaf] = tile.squares.of_update.take();
+      }
     }
   }
 }

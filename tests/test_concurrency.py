@@ -265,6 +265,9 @@ def progress_of_another_thread(opt: Optimizer, gradient: Array, w: Array, steps:
             time.sleep(0.001)
         with switching_only_where_the_gil_is_released():
             before = counted[0]
+            while counted[0] == before:  # until it waits for the GIL as it shall now, not for 5 ms at most
+                time.sleep(0.001)
+            before = counted[0]
             for _ in range(steps):
                 opt.apply([gradient], [w])
             return counted[0] - before

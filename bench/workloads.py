@@ -176,12 +176,12 @@ SETS: dict[str, tuple[str, list[Group]]] = {
     "adapters": (
         "what the adapters' goals are about",
         [
+            ["1x64"],
+            ["400x64"],
             ["1000x256-adamw"],
             ["1000x256-rmsprop"],
             ["resnet50-adamw"],
             ["gpt2-adamw"],
-            ["400x64"],
-            ["1x64"],
         ],
     ),
     "call": ("the overhead of the call: steps with nothing to do", [["1x1"], ["1000x1"]]),

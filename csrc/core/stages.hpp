@@ -32,11 +32,16 @@ FUSEDSTEP_HOST_DEVICE inline void prepare(const Stages& stages, double factor_of
   }
 }
 
+template <class C>
+FUSEDSTEP_HOST_DEVICE inline C decayed(C p, C decay) {
+  return p - p * decay;
+}
+
 template <class C, class Size>
 FUSEDSTEP_HOST_DEVICE inline void decay(const Stages& stages, C* p, Size size) {
   if (!stages.decay.on) return;
   const C decay = static_cast<C>(stages.decay.coefficient);
-  for (std::int64_t i = 0; i < size; ++i) p[i] = p[i] - p[i] * decay;
+  for (std::int64_t i = 0; i < size; ++i) p[i] = decayed(p[i], decay);
 }
 
 // The stage after the rule. Whether p has changed.

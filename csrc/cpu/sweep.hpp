@@ -21,7 +21,7 @@ struct Decaying {
 
   template <class... Slot>
   void operator()(C& p, C g, Slot&... slot) const {
-    p = p - p * decay;
+    p = decayed(p, decay);
     rule(p, g, slot...);
   }
 };

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,27 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("target", VECTOR_BYTES)
-def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class Compiled:
+    """A target, the object file made of it, and what the compiler said of its loops."""
+
+    target: str
+    made: str
+    messages: str
+
+
+@pytest.fixture(scope="module", params=VECTOR_BYTES)
+def compiled(request: pytest.FixtureRequest, commands: dict[str, str]) -> Compiled:
+    """Each target in turn, compiled once for all tests."""
+    command = shlex.split(commands[request.param])
+    messages = run(*command, "-fopt-info-vec-optimized").stderr
+    return Compiled(request.param, command[command.index("-o") + 1], messages)
+
+
+def test_every_loop_is_vectorised(compiled: Compiled) -> None:
     """Each loop over elements, in each of its instances, in the target's widest vectors."""
-    messages = run(*shlex.split(commands[target]), "-fopt-info-vec-optimized").stderr
-    widest = rf"(\w+\.hpp):(\d+):.*loop vectorized using {VECTOR_BYTES[target]} byte"
-    vectorised = re.findall(widest, messages)
+    widest = rf"(\w+\.hpp):(\d+):.*loop vectorized using {VECTOR_BYTES[compiled.target]} byte"
+    vectorised = re.findall(widest, compiled.messages)
     loops = {
         (file.name, str(number)): line.strip()
         for file in LOOPS
@@ -80,21 +96,18 @@ def test_every_loop_is_vectorised(target: str, commands: dict[str, str]) -> None
     for place, line in loops.items():
         # In two compute types: rules, for heads and bodies; widening, from four dtypes; narrowing, to two.
         expected = 2 * VECTORISED_RULES if "begin; i < end" in line else 8 if "widen" in line else 2
-        assert vectorised.count(place) >= expected, f"{target}, {place}: {line}"
+        assert vectorised.count(place) >= expected, f"{compiled.target}, {place}: {line}"
 
 
-@pytest.mark.parametrize("target", VECTOR_BYTES)
-def test_nothing_is_shared_between_targets(target: str, commands: dict[str, str]) -> None:
+def test_nothing_is_shared_between_targets(compiled: Compiled) -> None:
     """A symbol outside of the target's namespace could be replaced by another target's at link time."""
-    command = shlex.split(commands[target])
-    run(*command)
-    made = command[command.index("-o") + 1]
-    symbols = run("nm", "-C", "--defined-only", made)
+    target = compiled.target
+    symbols = run("nm", "-C", "--defined-only", compiled.made)
     names = [line.split(maxsplit=2)[2] for line in symbols.stdout.splitlines()]
     shared = [name for name in names if not name.startswith((".L", f"fusedstep::{target}::"))]
     assert len(names) > 2 * RULES
     assert [name for name in shared if f" fusedstep::{target}::" not in name] == []
 
-    code = run("objdump", "-d", made).stdout
+    code = run("objdump", "-d", compiled.made).stdout
     assert re.search(r"\bv?sqrtps\b", code)
     assert not re.search(r"\bvf(n?m)(add|sub)", code), "contracted to fma"

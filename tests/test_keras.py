@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,17 @@ def test_fit_as_with_keras_own() -> None:
         trained.compile(optimizer=library.RMSprop(0.01), loss="mse")
         both.append(losses(trained))
     np.testing.assert_allclose(both[0], both[1], rtol=1e-4)
+
+
+def test_fit_of_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jit_compile=True compiles what is around the step. (By no compiler here: that takes half a minute.)"""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = []
+    for jit_compile in (False, True):
+        trained = model()
+        trained.compile(optimizer=adapted.Adam(0.01), loss="mse", jit_compile=jit_compile)
+        found.append((losses(trained, 3), [v.numpy().tobytes() for v in trained.trainable_variables]))
+    assert found[0] == found[1]
 
 
 def test_switching_from_sgd_to_adam() -> None:

@@ -433,3 +433,27 @@ def test_max_norm_needs_one_rule() -> None:
     set_gradients(params, 0)
     with pytest.raises(ValueError, match="max_norm is for parameters of one rule on one device"):
         optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's
+def test_a_step_in_a_function_that_is_compiled() -> None:
+    """What is around the step is compiled; Dynamo, which warns of functions it cannot trace, leaves it alone."""
+    results = []
+    for compiled in (False, True):
+        params = parameters()
+        optimizer = adapted.AdamW(params, lr=0.1, max_norm=1.0)
+
+        def train() -> Any:
+            optimizer.zero_grad()  # noqa: B023 - called in this round
+            loss = sum((p**2).sum() for p in params)  # noqa: B023
+            loss.backward()
+            optimizer.step()  # noqa: B023
+            return loss
+
+        step = torch.compile(train, backend="eager") if compiled else train
+        losses = [step().item() for _ in range(4)]
+        results.append((losses, values(params)))
+    (losses, first), (compiled_losses, second) = results
+    assert compiled_losses == losses
+    assert losses[3] < losses[0]
+    assert equal(first, second)

@@ -216,8 +216,7 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
     }
   }
   view.owner = capsule;
-  // JAX hands out the memory of its immutable arrays without saying so.
-  const bool immutable = module_of_type(array).starts_with("jax");
+  const bool immutable = is_of_jax(array);  // whose memory is handed out without saying so
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed =
         static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
@@ -279,6 +278,10 @@ int bfloat16_number = -1;
 
 void import_numpy() {
   array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_);
+}
+
+bool is_of_jax(py::handle object) {
+  return module_of_type(object).starts_with("jax");
 }
 
 bool read_array(PyObject* object, HeldView& view) {

@@ -95,6 +95,9 @@ bool read_exchanged_array(PyObject* object, ArrayView& view);
 bool is_array(PyObject* object);
 bool is_on_device(PyObject* object);
 
+// Whether an array is of JAX, whose arrays are immutable.
+bool is_of_jax(py::handle object);
+
 // Whether an object's array cannot change its memory, dtype or layout: who has seen it once need not look again.
 bool is_immutable_view(PyObject* object);
 

@@ -13,7 +13,7 @@ std::string type_of(py::handle object) {
 }  // namespace
 
 py::object items_of(const py::object& iterable, const std::string& what) {
-  if (PyList_CheckExact(iterable.ptr()) || PyTuple_CheckExact(iterable.ptr())) return iterable;
+  if (is_list_or_tuple(iterable)) return iterable;
   if (py::isinstance<py::array>(iterable)) {
     refuse_type(what + " is one numpy.ndarray, but must be a list of them; pass [x]");
   }

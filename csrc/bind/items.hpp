@@ -11,6 +11,10 @@ namespace fusedstep {
 
 namespace py = pybind11;
 
+inline bool is_list_or_tuple(const py::object& object) {
+  return PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr());
+}
+
 // A list or tuple of what an iterable gives; it is read once. `what` names it: "Adam.apply: grads". Errors
 // of the iterable itself pass through.
 py::object items_of(const py::object& iterable, const std::string& what);

@@ -27,7 +27,12 @@ int rule_number(std::string_view name) {
 }  // namespace
 
 // Raises where an array cannot be updated in place.
-void Plan::check_updatable(const ArrayView& view, const std::string& what) {
+void Plan::check_updatable(py::handle object, const ArrayView& view, const std::string& what) {
+  if (is_of_jax(object)) {
+    refuse_value(what +
+                 " is a jax.Array, and those are immutable, but a variable is updated in place; keep it as a NumPy "
+                 "array, w = numpy.array(x), and pass jax.numpy.asarray(w) to the model");
+  }
   if (!view.contiguous()) {
     refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
                  text_of_strides(view) +
@@ -59,7 +64,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
     HeldView view;
     if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
     if (view.device != on_cpu && (devices() == nullptr || custom_)) refuse_device(object, what, custom_ != nullptr);
-    check_updatable(view, what);
+    check_updatable(object, view, what);
     ArrayView plain;
     plain_numpy_ &= read_plain_array(object.ptr(), plain);
     built_.push_back({object, view.ndim, shapes_.size(), view.device, is_immutable_view(object.ptr())});

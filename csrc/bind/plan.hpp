@@ -112,7 +112,7 @@ class Plan {
   std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
   std::string label(const char* list, std::size_t position, std::size_t index) const;
   std::size_t find(PyObject* variable) const;  // count() where it was never built
-  static void check_updatable(const ArrayView& view, const std::string& what);
+  static void check_updatable(py::handle object, const ArrayView& view, const std::string& what);
   std::size_t lay_out_slots(Device device);
   static void fill_slot(const Array& array, void* slot, double value);
   static void widen_variable(const Array& array, const void* variable, void* slot);

@@ -154,7 +154,7 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
   HeldView view;
   read_array(variable, view);
   const Built& built = built_[index];
-  if (variable != built.object.ptr()) check_updatable(view, who_ + label("variables", position, index));
+  if (variable != built.object.ptr()) check_updatable(variable, view, who_ + label("variables", position, index));
   if (!view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(who_ + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
                  ", but the same memory was built with " + text_of_shape(built));
@@ -372,8 +372,12 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
                         const py::object& replicas, bool mean) {
   const Exclusive exclusive(*this);
   // All are read before any is looked at: iterables run code of their own.
-  const py::object gradient_items = items_of(grads, who_ + "grads");
-  const py::object variable_items = variables.is_none() ? variables : items_of(variables, who_ + "variables");
+  // (Of a list no name is put together: that takes as long as the rest of a short call.)
+  const auto read = [&](const py::object& given, const char* list) {
+    return is_list_or_tuple(given) ? given : items_of(given, who_ + list);
+  };
+  const py::object gradient_items = read(grads, "grads");
+  const py::object variable_items = variables.is_none() ? variables : read(variables, "variables");
   std::vector<Items> others;
   if (!replicas.is_none()) {
     for (const py::handle list : replicas) {

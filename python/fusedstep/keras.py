@@ -124,6 +124,11 @@ class Fused(keras.optimizers.Optimizer):
             trainable_variables: as many variables; those that were built if left out. Variables of another
                 model than before get counts and slots of their own.
         """
+        if torch.compiler.is_compiling():  # what is around the step; it is compiled itself already
+            return torch.compiler.disable(Fused._apply)(self, grads, trainable_variables)
+        return self._apply(grads, trainable_variables)
+
+    def _apply(self, grads: Any, trainable_variables: Any) -> None:
         one = self
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)

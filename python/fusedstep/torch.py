@@ -139,6 +139,11 @@ class Fused(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
+        if torch.compiler.is_compiling():  # what is around the step; it is compiled itself already
+            return torch.compiler.disable(Fused._step)(self, closure)
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+# What nearly all calls have. To ask whether it is a Mapping takes longer than a short step.
+UNNAMED = {list, tuple, type(None)}
+
 
 class Optimizer(Declared):
     """What all optimizers share.
@@ -358,7 +361,9 @@ class Optimizer(Declared):
         """
         if replicas is not None:
             return self._apply_replicas(grads, variables, replicas, mean)
-        if isinstance(grads, Mapping) or isinstance(variables, Mapping):
+        if (type(grads) not in UNNAMED and isinstance(grads, Mapping)) or (
+            type(variables) not in UNNAMED and isinstance(variables, Mapping)
+        ):
             return self._apply_named(grads, variables)
         plan = self._plan
         if plan is None:

@@ -262,7 +262,7 @@ def test_fit_as_with_keras_own() -> None:
 
 
 def test_fit_of_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """jit_compile=True compiles what is around the step. (By no compiler here: that takes half a minute.)"""
+    """jit_compile=True compiles what is around the step (by no compiler here: that takes half a minute)."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     found = []
     for jit_compile in (False, True):

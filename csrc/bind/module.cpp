@@ -129,6 +129,7 @@ PYBIND11_MODULE(_native, module) {
       .def_readwrite("gradient_accumulation_steps", &Options::accumulation_steps)
       .def_property("loss_scale_factor", &get_optional<&Options::has_loss_scale, &Options::loss_scale>,
                     &set_optional<&Options::has_loss_scale, &Options::loss_scale>)
+      .def_readwrite("loss_scale_growth_steps", &Options::loss_scale_growth_steps)
       .def_readwrite("skip_nonfinite", &Options::skips_not_finite)
       .def_property("ema_momentum", &get_optional<&Options::averages, &Options::average_momentum>,
                     &set_optional<&Options::averages, &Options::average_momentum>)
@@ -203,6 +204,9 @@ PYBIND11_MODULE(_native, module) {
       .def_property("skips", &get_count<&Counts::skips>, &set_count<&Counts::skips>)
       .def_property_readonly("skipped", &Plan::skipped)
       .def_property_readonly("norm", &Plan::norm)
+      .def_property("loss_scale", &get_count<&Counts::loss_scale>, &set_count<&Counts::loss_scale>)
+      .def_property("finite_calls", &get_count<&Counts::finite_calls>, &set_count<&Counts::finite_calls>)
+      .def_property_readonly("loss_scale_on_device", &Plan::loss_scale_on_device)
       .def_property("carried", &get_count<&Counts::carried>, &set_count<&Counts::carried>);
 }
 

@@ -71,6 +71,8 @@ class Plan {
   void set_counts(const Counts& counts);
   bool skipped();     // whether the last call was left out
   py::object norm();  // of the gradients of the last call, where it was needed: a number, or an array on the device
+  // Where a device knows the dynamic loss scale better, an array there; else None.
+  py::object loss_scale_on_device() const;
   // Whether a step now would go into a graph, to run later.
   bool is_capturing() const;
   // The learning rate of steps that were captured in one.
@@ -147,6 +149,7 @@ class Plan {
   void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;
+  py::object number_on_device(double* number) const;
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index, const std::string& what,

@@ -129,8 +129,13 @@ void* Plan::stream_of(const DevicePart& part) const {
 
 DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
   const bool two_passes = rule().compiled[compute_float32].finish != nullptr;
-  return {rule_,          two_passes, hyperparameters_, options_, 0,          nullptr, DType::float64,
-          step.gradients, count(),    replicas,         mean,     is_alone(), 0};
+  Options options = options_;
+  if (!is_alone()) {  // the host decides what becomes of the loss scale
+    options.loss_scale_growth_steps = 0;
+    if (options_.loss_scale_growth_steps > 0) options.loss_scale = counts_.loss_scale;
+  }
+  return {rule_,          two_passes, hyperparameters_, options, 0,          nullptr, DType::float64,
+          step.gradients, count(),    replicas,         mean,    is_alone(), 0};
 }
 
 void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
@@ -242,11 +247,17 @@ bool Plan::skipped() {
   return skipped_;
 }
 
+// One of the numbers that a device which decides for itself has beside its tables.
+py::object Plan::number_on_device(double* number) const {
+  return py::cast(DeviceArray(number, DType::float64, {}, parts_[0]->device(), parts_[0]->share_tables()));
+}
+
+py::object Plan::loss_scale_on_device() const {
+  return is_alone() ? number_on_device(&parts_[0]->state()->counts.loss_scale) : py::none();
+}
+
 py::object Plan::norm() {
-  if (norm_on_device_) {
-    const DevicePart& part = *parts_[0];
-    return py::cast(DeviceArray(&part.state()->norm, DType::float64, {}, part.device(), part.share_tables()));
-  }
+  if (norm_on_device_) return number_on_device(&parts_[0]->state()->norm);
   return norm_ ? py::object(py::float_(*norm_)) : py::none();
 }
 

@@ -351,11 +351,8 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
 
 // Counts a call that was made or, where it was skipped, left out.
 void Plan::count_call() {
-  if (skipped_) {
-    ++counts_.skips;
-    return;
-  }
-  ++counts_.calls;
+  if (skipped_) return baseline::count_left_out(options_, counts_);
+  baseline::count_made(options_, counts_);
   if (counts_.calls % options_.accumulation_steps != 0) return;
   ++counts_.updates;
   const auto carry = rule().carry;

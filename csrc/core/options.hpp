@@ -20,6 +20,8 @@ struct Options {
   std::int64_t accumulation_steps = 1;
   bool has_loss_scale = false;
   double loss_scale = 1;
+  // Finite calls in a row that double the scale, which then is one of the counts; 0: it stays as it is.
+  std::int64_t loss_scale_growth_steps = 0;
   bool skips_not_finite = false;
   bool averages = false;
   double average_momentum = 0;
@@ -46,7 +48,13 @@ struct Counts {
   std::int64_t updates = 0;
   std::int64_t skips = 0;  // calls that changed nothing, for gradients that were not finite
   double carried = 1;      // what the rule carries from update to update
+  // Where the loss scale is dynamic: the scale, and how many calls were finite since it changed or one was not.
+  double loss_scale = 1;
+  std::int64_t finite_calls = 0;
 };
+
+// Where a loss scale, and one over it, are normal numbers of float32.
+constexpr double smallest_loss_scale = 0x1p-126, largest_loss_scale = 0x1p126;
 
 namespace FUSEDSTEP_TARGET {
 
@@ -66,8 +74,10 @@ FUSEDSTEP_HOST_DEVICE inline CallSettings describe_call(const Options& options, 
   call.accumulating = options.accumulation_steps > 1;
   call.updating = !call.accumulating || (counts.calls + 1) % options.accumulation_steps == 0;
   call.unscales = options.has_loss_scale || mean;
-  call.unscale =
-      1.0 / (options.has_loss_scale ? options.loss_scale : 1.0) / (mean ? static_cast<double>(replicas) : 1.0);
+  const double loss_scale = !options.has_loss_scale                ? 1.0
+                            : options.loss_scale_growth_steps == 0 ? options.loss_scale
+                                                                   : counts.loss_scale;
+  call.unscale = 1.0 / loss_scale / (mean ? static_cast<double>(replicas) : 1.0);
   call.scale = call.accumulating ? 1.0 / static_cast<double>(options.accumulation_steps) : call.unscale;
   call.sign = options.maximize ? -1 : 1;
   call.clips = options.clip != Clip::none && call.updating;
@@ -100,6 +110,22 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
   stages.average_overwrites =
       options.overwrite_frequency > 0 && (counts.updates + 1) % options.overwrite_frequency == 0;
   return settings;
+}
+
+// Counts a call that was made.
+FUSEDSTEP_HOST_DEVICE inline void count_made(const Options& options, Counts& counts) {
+  ++counts.calls;
+  if (options.loss_scale_growth_steps == 0 || ++counts.finite_calls < options.loss_scale_growth_steps) return;
+  counts.finite_calls = 0;
+  counts.loss_scale = counts.loss_scale < largest_loss_scale / 2 ? 2 * counts.loss_scale : largest_loss_scale;
+}
+
+// Counts a call that was left out, for gradients that were not finite.
+FUSEDSTEP_HOST_DEVICE inline void count_left_out(const Options& options, Counts& counts) {
+  ++counts.skips;
+  if (options.loss_scale_growth_steps == 0) return;
+  counts.finite_calls = 0;
+  counts.loss_scale = counts.loss_scale > 2 * smallest_loss_scale ? counts.loss_scale / 2 : smallest_loss_scale;
 }
 
 // What the gradients of a norm are multiplied by, where it is larger than `largest`.

@@ -150,7 +150,7 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void finish_norms(Team& team, const Launch& 
     state.seen_not_finite = state.not_finite;
     state.not_finite = 0;
     state.skipped = launch.options.skips_not_finite && launch.alone && state.seen_not_finite != 0;
-    if (state.skipped) ++state.counts.skips;
+    if (state.skipped) count_left_out(launch.options, state.counts);
   });
 }
 

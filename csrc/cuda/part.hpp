@@ -13,7 +13,7 @@ struct DeviceStep {
   int rule;
   bool two_passes;
   const double* hyperparameters;
-  const Options& options;
+  Options options;
   double learning_rate;
   const void* learning_rate_on_device;  // in its place, where it is not null
   DType learning_rate_dtype;

@@ -116,7 +116,7 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void advance(const Launch& launch, DeviceSta
   if (launch.averages_only) return;
   Counts& counts = state.counts;
   const CallSettings call = describe_call(launch.options, counts, launch.replicas, launch.mean);
-  ++counts.calls;
+  count_made(launch.options, counts);
   if (!call.updating) return;
   const auto t = static_cast<std::uint64_t>(++counts.updates);
   if constexpr (!carries<R<double>>) return;

@@ -33,6 +33,7 @@ class Options:
     clipvalue: float | None
     gradient_accumulation_steps: int
     loss_scale_factor: float | None
+    loss_scale_growth_steps: int
     skip_nonfinite: bool
     ema_momentum: float | None
     ema_warms_up: bool
@@ -86,6 +87,10 @@ class Plan:
     @property
     def norm(self) -> float | DeviceArray | None: ...
     carried: float
+    loss_scale: float
+    finite_calls: int
+    @property
+    def loss_scale_on_device(self) -> DeviceArray | None: ...
     def __init__(
         self,
         optimizer: str,

@@ -9,17 +9,30 @@ import numpy.typing as npt
 from fusedstep._native import DeviceArray
 
 
-def as_array_beside(memory: Any, variable: Any) -> Any:
-    """Return memory on a GPU as an array of the variable's library, without a copy; NumPy arrays as they are.
+def as_array_beside(memory: Any, array: Any) -> Any:
+    """Return memory on a GPU as an array of another one's library, without a copy; NumPy arrays as they are.
 
     A library that cannot take it over (there is no from_dlpack) gets the memory itself, which speaks
     ``__dlpack__`` and ``__cuda_array_interface__``.
     """
     if not isinstance(memory, DeviceArray):
         return memory
-    library = sys.modules.get(type(variable).__module__.partition(".")[0])
+    library = sys.modules.get(type(array).__module__.partition(".")[0])
     take_over = getattr(library, "from_dlpack", None)
     return memory if take_over is None else take_over(memory)
+
+
+def times(array: Any, number: DeviceArray) -> Any:
+    """Return an array times a number on the same GPU, in the array's dtype, without waiting for it.
+
+    Where the array's library cannot take the number over, it is read, which waits.
+    """
+    taken = as_array_beside(number, array)
+    if taken is number:
+        return array * float(number.copy())
+    if hasattr(taken, "astype"):
+        return array * taken.astype(array.dtype)
+    return array * taken.to(array.dtype, copy=True)  # PyTorch's
 
 
 def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> None:

@@ -125,8 +125,9 @@ class Fused(keras.optimizers.Optimizer):
                 model than before get counts and slots of their own.
         """
         if torch.compiler.is_compiling():  # what is around the step; it is compiled itself already
-            return torch.compiler.disable(Fused._apply)(self, grads, trainable_variables)
-        return self._apply(grads, trainable_variables)
+            torch.compiler.disable(Fused._apply)(self, grads, trainable_variables)
+        else:
+            self._apply(grads, trainable_variables)
 
     def _apply(self, grads: Any, trainable_variables: Any) -> None:
         one = self

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import DTYPES, OPTIONS, VARIANTS, random_array, with_arguments
-from fusedstep import Adam, AdamW, Optimizer
+from fusedstep import Adam, AdamW, LossScaleOptimizer, Optimizer
 from gpu.libraries import GPU, assert_same, host, id_of, on_gpu, only_cupy
 from reference import Reference
 
@@ -94,3 +94,20 @@ def test_settings_of_single_variables(library: Any) -> None:
         optimizer.apply(on_gpu(library, grads))
         reference.apply(grads)
     assert_same(optimizer, variables, reference)
+
+
+def test_a_dynamic_loss_scale(library: Any) -> None:
+    """The scale's course, and a loss that is scaled on the device in its own dtype, the bits of the CPU."""
+    optimizer, twin = (LossScaleOptimizer(Adam(0.01), 8.0, 2) for _ in range(2))
+    start = random_array(np.random.default_rng(7), 5000, np.float32)
+    here, variable, loss = start.copy(), library.array(start), library.array(np.array(3, np.float32))
+    for mark in "++-+++--++":
+        scaled = optimizer.scale_loss(loss)
+        assert scaled.dtype == loss.dtype
+        assert float(host(scaled)) == twin.scale_loss(3.0)
+        gradient = random_array(np.random.default_rng(8), 5000, np.float16)
+        gradient[-1] = np.inf if mark == "-" else 1
+        optimizer.apply([library.array(gradient)], [variable])
+        twin.apply([gradient], [here])
+        assert optimizer.dynamic_scale == twin.dynamic_scale
+    assert host(variable).tobytes() == here.tobytes()

@@ -4,11 +4,15 @@ import copy
 import operator
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from fusedstep import _native
+from fusedstep.device_arrays import times
 from fusedstep.intervals import real_in
 from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.optimizer import Optimizer
+from fusedstep.optimizers.state import DynamicScale
 from fusedstep.serialization import deserialize
 
 if TYPE_CHECKING:
@@ -30,8 +34,12 @@ class LossScaleOptimizer(Optimizer):
 
     A call with gradients that are not finite (the scale was too large) is left out whole, as with
     ``skip_nonfinite``, and the scale is halved. After ``dynamic_growth_steps`` finite calls in a row it is
-    doubled. Both happen in the inner optimizer's one pass: the scale is its ``loss_scale_factor``, the
-    rest its ``skip_nonfinite``. Clipping sees gradients that are divided already.
+    doubled. Both happen in the inner optimizer's one pass, with its ``skip_nonfinite``. Clipping sees
+    gradients that are divided already.
+
+    Of variables on one GPU, scale and counts are there: neither :meth:`scale_loss` of a loss on the GPU nor
+    :meth:`apply` waits for it, and steps in a captured graph adapt the scale as they are replayed. To read
+    :attr:`dynamic_scale` waits, and so do steps of an optimizer that serves several models.
 
     State and settings are the inner optimizer's: its hyperparameters, as ``learning_rate``, can be read and
     set here too.
@@ -73,7 +81,8 @@ class LossScaleOptimizer(Optimizer):
                 f"{who}: inner_optimizer must be an optimizer, got {inner_optimizer!r};"
                 " fusedstep.get makes one"
             )
-        own = inner_optimizer.loss_scale_factor
+        around = inner_optimizer._dynamic_scale
+        own = inner_optimizer.loss_scale_factor if around is None else around.scale
         if own is not None:
             raise ValueError(
                 f"{who}: inner_optimizer has loss_scale_factor={own!r} of its own, but must have None, or"
@@ -89,9 +98,19 @@ class LossScaleOptimizer(Optimizer):
             ) from None
         if self._growth_steps < 1:
             raise ValueError(f"{who}: dynamic_growth_steps must be at least 1, got {self._growth_steps}")
-        self._finite_calls = 0
-        inner_optimizer.skip_nonfinite = True
-        inner_optimizer.loss_scale_factor = self._initial_scale
+        self._start(DynamicScale(self._initial_scale, self._growth_steps))
+
+    def _start(self, scale: DynamicScale) -> None:
+        self._inner._dynamic_scale = self._scale = scale
+        self._inner.skip_nonfinite = True
+        for plan in self._inner._plans:  # from before
+            scale.write(plan)
+
+    def _known(self) -> DynamicScale:
+        """Return scale and count as they are now, which may have to wait for a GPU."""
+        if self._inner._plan is not None:
+            self._scale.read(self._inner._plan)
+        return self._scale
 
     def __getattr__(self, name: str) -> Any:
         """What is not of this class is the inner optimizer's: builds, values, other hyperparameters."""
@@ -125,13 +144,23 @@ class LossScaleOptimizer(Optimizer):
     @property
     def dynamic_scale(self) -> float:
         """What losses are multiplied by now, and the next call's gradients divided by. It can be set."""
-        scale = self._inner.loss_scale_factor
-        assert scale is not None
-        return scale
+        return self._known().scale
 
     @dynamic_scale.setter
     def dynamic_scale(self, value: float) -> None:
-        self._inner.loss_scale_factor = real_in(value, f"{type(self).__name__}: dynamic_scale", SCALES)
+        self._change(
+            real_in(value, f"{type(self).__name__}: dynamic_scale", SCALES), self._known().finite_calls
+        )
+
+    # The scale, under the name that it has in other optimizers. To set it is refused.
+    loss_scale_factor: Any = property(
+        lambda self: self.dynamic_scale, lambda self, value: self._set("loss_scale_factor", value)
+    )
+
+    def _change(self, scale: float, finite_calls: int) -> None:
+        self._scale.scale, self._scale.finite_calls = scale, finite_calls
+        for plan in self._inner._plans:
+            self._scale.write(plan)
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times the scale; compute the gradients of this.
@@ -139,16 +168,22 @@ class LossScaleOptimizer(Optimizer):
         Args:
             loss: a number or an array. float16 ends at 65504: scale in float32.
         """
-        return loss * self.dynamic_scale
+        plan = self._inner._plan
+        live = None if plan is None else plan.loss_scale_on_device
+        if live is None or not _native.is_on_device(loss):
+            return loss * self.dynamic_scale
+        return times(loss, live)
 
     # Builds and steps.
 
     def build(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
         """Make the slots for a set of variables: see :meth:`Optimizer.build`."""
+        self._known()  # which the new build goes on from
         self._inner.build(variables)
 
     def forget(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
         """Drop a build: see :meth:`Optimizer.forget`."""
+        self._known()
         self._inner.forget(variables)
 
     def adjust(
@@ -186,23 +221,13 @@ class LossScaleOptimizer(Optimizer):
         Returns:
             The number of calls so far, without those that were left out.
         """
-        finite, skipped = self._counts()
         calls = self._inner.apply(grads, variables, replicas=replicas, mean=mean)
-        finite_now, skipped_now = self._counts()
-        if skipped_now > skipped:
-            self._finite_calls = 0
-            self.dynamic_scale = max(self.dynamic_scale / 2, SMALLEST)
-        elif finite_now > finite:  # not for an empty list
-            self._finite_calls += 1
-            if self._finite_calls >= self._growth_steps:
-                self._finite_calls = 0
-                self.dynamic_scale = min(self.dynamic_scale * 2, LARGEST)
+        if len(self._inner._plans) > 1:
+            known = self._known()
+            for plan in self._inner._plans:
+                if plan is not self._inner._plan:
+                    known.write(plan)
         return calls
-
-    def _counts(self) -> tuple[int, int]:
-        """How many calls were finite, and how many left out, of all builds; state that waits has some."""
-        builds: list[Any] = [*self._inner._plans, *self._inner._carried]
-        return sum(build.calls for build in builds), sum(build.skips for build in builds)
 
     # State.
 
@@ -215,8 +240,8 @@ class LossScaleOptimizer(Optimizer):
         return state | {
             "class_name": type(self).__name__,
             "config": self._config_around(state["class_name"], state["config"]),
-            "dynamic_scale": self.dynamic_scale,
-            "finite_calls": self._finite_calls,
+            "dynamic_scale": self._known().scale,
+            "finite_calls": self._known().finite_calls,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -227,7 +252,7 @@ class LossScaleOptimizer(Optimizer):
         who = f"{type(self).__name__}.load_state_dict"
         inner, scale, finite_calls = self._parts(state, who)
         checkpoint.restore(self._inner, inner, who)
-        self.dynamic_scale, self._finite_calls = scale, finite_calls
+        self._change(scale, finite_calls)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the state, scale and all, to a safetensors file: see :meth:`Optimizer.save`."""
@@ -238,7 +263,7 @@ class LossScaleOptimizer(Optimizer):
         who = f"{type(self).__name__}.load"
         inner, scale, finite_calls = self._parts(checkpoint.read(path, who), who)
         checkpoint.restore(self._inner, inner, who)
-        self.dynamic_scale, self._finite_calls = scale, finite_calls
+        self._change(scale, finite_calls)
 
     def _parts(self, state: Any, who: str) -> tuple[dict[str, Any], float, int]:
         """Check a state as far as it is not the inner optimizer's; return that one's and the rest."""
@@ -253,9 +278,7 @@ class LossScaleOptimizer(Optimizer):
             )
         try:
             inner = state["config"]["inner_optimizer"]
-            # What the inner optimizer's loss scale is follows here, and is no difference.
-            config = dict(inner["config"]) | {"loss_scale_factor": self.dynamic_scale}
-            inner_state = {**state, "class_name": inner["class_name"], "config": config}
+            inner_state = {**state, "class_name": inner["class_name"], "config": dict(inner["config"])}
             scale = real_in(state["dynamic_scale"], f"{who}: dynamic_scale", SCALES)
             finite_calls = operator.index(state["finite_calls"])
         except (KeyError, TypeError) as error:
@@ -274,9 +297,8 @@ class LossScaleOptimizer(Optimizer):
         return self._config_around(type(self._inner).__name__, self._inner.get_config())
 
     def _config_around(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        inner = {"class_name": class_name, "config": {**config, "loss_scale_factor": None}}
         return {
-            "inner_optimizer": inner,
+            "inner_optimizer": {"class_name": class_name, "config": dict(config)},
             "initial_scale": self._initial_scale,
             "dynamic_growth_steps": self._growth_steps,
         }
@@ -290,9 +312,7 @@ class LossScaleOptimizer(Optimizer):
 
     def clone(self) -> "Self":
         """Return an optimizer with the same arguments, and without state; its scale is the initial one."""
-        inner = self._inner.clone()
-        inner.loss_scale_factor = None
-        return type(self)(inner, self._initial_scale, self._growth_steps)
+        return type(self)(self._inner.clone(), self._initial_scale, self._growth_steps)
 
     def __repr__(self) -> str:
         arguments = [repr(self._inner)]
@@ -314,7 +334,8 @@ class LossScaleOptimizer(Optimizer):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return vars(self) | {"_scale": replace(self._known())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._start(self._scale)

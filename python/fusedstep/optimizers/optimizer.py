@@ -18,7 +18,7 @@ from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
 from fusedstep.optimizers.losses import value_and_gradients
-from fusedstep.optimizers.state import PlanState
+from fusedstep.optimizers.state import DynamicScale, PlanState
 from fusedstep.structure import flatten, in_order_of
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Optimizer(Declared):
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
         self._adjustments = Adjustments()
+        self._dynamic_scale: DynamicScale | None = None  # of a LossScaleOptimizer around this one
 
     def _check_together(self) -> None:
         who, ways = type(self).__name__, ("clipnorm", "global_clipnorm", "clipvalue")
@@ -210,6 +211,8 @@ class Optimizer(Declared):
                 self._adjustments = self._adjustments.and_also([plan.variable(index)], change, "")
             del self._carried[0]
         self._configure(plan)
+        if self._dynamic_scale is not None:
+            self._dynamic_scale.write(plan)
         self._plans.append(plan)
         self._plan = plan
 
@@ -726,6 +729,9 @@ class Optimizer(Declared):
         options.clipvalue = values["clipvalue"]
         options.gradient_accumulation_steps = values["gradient_accumulation_steps"] or 1
         options.loss_scale_factor = values["loss_scale_factor"]
+        if self._dynamic_scale is not None:
+            options.loss_scale_factor = self._dynamic_scale.scale
+            options.loss_scale_growth_steps = self._dynamic_scale.growth_steps
         options.skip_nonfinite = values["skip_nonfinite"]
         options.ema_momentum = values["ema_momentum"] if values["use_ema"] else None
         options.ema_overwrite_frequency = values["ema_overwrite_frequency"] or 0

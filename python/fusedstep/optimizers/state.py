@@ -27,6 +27,23 @@ SCALARS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@dataclass
+class DynamicScale:
+    """A dynamic loss scale as far as it is known here: plans, or the devices they are on, adapt it."""
+
+    scale: float
+    growth_steps: int  # finite calls in a row that double it
+    finite_calls: int = 0  # of these so far
+
+    def read(self, plan: _native.Plan) -> None:
+        """Take over what became of it; that may wait for a device."""
+        self.scale, self.finite_calls = plan.loss_scale, plan.finite_calls
+
+    def write(self, plan: _native.Plan) -> None:
+        """Have the plan go on from here."""
+        plan.loss_scale, plan.finite_calls = self.scale, self.finite_calls
+
+
 @dataclass(frozen=True)
 class VariableState:
     """A variable's shape and dtype, and its slots by name."""

@@ -127,6 +127,16 @@ def test_replicas_of_one_of_several_models() -> None:
     assert (second == -2).all()
 
 
+def test_a_model_that_is_built_later_goes_on_from_the_scale() -> None:
+    opt, first, second = LossScaleOptimizer(SGD(), 8.0, 3), np.zeros(2), np.zeros(3)
+    for value in (np.inf, 1.0, 1.0):
+        opt.apply([np.full(2, value)], [first])  # and nobody asks for the scale
+    opt.build([second])
+    assert opt.dynamic_scale == 4
+    opt.apply([np.ones(3)], [second])
+    assert opt.dynamic_scale == 8
+
+
 def test_a_refused_call_changes_nothing() -> None:
     opt, w = LossScaleOptimizer(SGD(), 2.0, 1), np.zeros(3)
     opt.build([w])
@@ -158,6 +168,17 @@ def test_copies_carry_the_scale_and_the_count(
     assert v.tobytes() == w.tobytes()
     twin.dynamic_scale = 64.0
     assert opt.dynamic_scale == 4
+
+
+@pytest.mark.parametrize("carry", [copy.copy, copy.deepcopy, through_pickle, fresh], ids=lambda f: f.__name__)
+def test_copies_share_nothing(carry: Callable[[LossScaleOptimizer], LossScaleOptimizer]) -> None:
+    opt, w = LossScaleOptimizer(SGD(), 8.0, 3), np.zeros(3)
+    twin = carry(opt)
+    twin.dynamic_scale = 64.0
+    assert opt.dynamic_scale == 8, "before there is a build"
+    opt.apply([np.full(3, np.inf)], [w])  # and nobody asks for the scale
+    assert carry(opt).dynamic_scale == 4
+    assert twin.dynamic_scale == 64
 
 
 def test_files(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ struct Plan::Call {
   std::size_t replicas;  // lists of gradients
 
   std::vector<py::object> copies;              // of gradients that cannot be read as they are
+  std::vector<py::object> copied;              // these gradients, where they are to be cleared
   std::vector<bool> seen;                      // which variables came; filled where the order is not that of build
   std::vector<std::size_t> index_of_position;  // of the variables that came
   std::size_t given = 0;                       // gradients that are not None

@@ -135,7 +135,8 @@ PYBIND11_MODULE(_native, module) {
                     &set_optional<&Options::averages, &Options::average_momentum>)
       .def_readwrite("ema_warms_up", &Options::averages_warm_up)
       .def_readwrite("ema_overwrite_frequency", &Options::overwrite_frequency)
-      .def_readwrite("lazy", &Options::lazy);
+      .def_readwrite("lazy", &Options::lazy)
+      .def_readwrite("clears_gradients", &Options::clears_gradients);
 
   py::class_<VariableSettings>(module, "VariableSettings")
       .def(py::init([](double multiplier, double weight_decay, bool frozen) {

@@ -102,7 +102,8 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   if (same && PyWeakref_GetObject(same.ptr()) == gradient) return true;
   held.owner = py::object();
   if (PyTuple_Check(gradient) || !read(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      view.device != built.device || !view.contiguous() || !view.aligned() || held.owner) {
+      view.device != built.device || !view.contiguous() || !view.aligned() || held.owner ||
+      (options_.clears_gradients && !view.writeable())) {
     return false;
   }
   const std::uintptr_t begin = address(view.data);

@@ -71,6 +71,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     refuse_type(what + " is a tuple of " + std::to_string(items) +
                 ", but must be an array, or (indices, values) for some rows");
   }
+  if (options_.clears_gradients) refuse_type(what + " has rows, but this step sets gradients to zero; pass an array");
   if (built.ndim == 0) refuse_value(what + " has rows, but its variable has shape (); pass an array");
   if (options_.lazy && has_devices()) {
     refuse_now(what + " has rows and lazy is True, but there are variables on " + name_of(parts_[0]->device()) +
@@ -168,6 +169,7 @@ Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, st
 }
 
 void Plan::take_replicas(Call& call, std::vector<Items>& others) {
+  if (options_.clears_gradients) refuse_value(who_ + "there are replicas, but this step sets gradients to zero");
   call.gradients = gradients_;
   call.gradients.resize(call.replicas * count(), {nullptr, nullptr, DType::float32});
   for (std::size_t replica = 1; replica < call.replicas; ++replica) {

@@ -93,7 +93,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   if (gradient == Py_None || frozen_[index]) return !had_gradient;
   const Built& built = built_[index];
   if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      !view.contiguous() || !view.aligned()) {
+      !view.contiguous() || !view.aligned() || (options_.clears_gradients && !view.writeable())) {
     return false;
   }
   const std::uintptr_t begin = address(view.data);
@@ -216,10 +216,13 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
     refuse_value(who_ + label("variables", index, index) + " is on " + name_of(built.device) + " but its gradient on " +
                  name_of(view.device) + "; pass " + advice);
   }
+  const bool clears = options_.clears_gradients;
+  if (clears && !view.writeable()) refuse_value(what + " is read-only, but this step sets it to zero; pass g.copy()");
   if (!view.contiguous() || !view.aligned()) {
     read_contiguous_copy(gradient, view, what);
+    if (clears) call.copied.push_back(py::reinterpret_borrow<py::object>(gradient));
   } else {
-    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, what);
+    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, what, !clears);
   }
   if (view.owner) call.copies.push_back(view.owner);
   return {view.data, nullptr, view.dtype};
@@ -416,6 +419,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   } else {
     run_timed(step, call, false);
   }
+  for (const py::object& gradient : call.copied) gradient.attr("fill")(0);
   return counts_.calls;
 }
 

@@ -28,6 +28,7 @@ struct Options {
   bool averages_warm_up = false;         // from the first call on, with a momentum of (1 + t)/(10 + t) at most
   std::int64_t overwrite_frequency = 0;  // 0: never
   bool lazy = false;
+  bool clears_gradients = false;  // as they are read, for libraries that add to them from step to step
 };
 
 // What may differ between variables.
@@ -93,6 +94,7 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
   settings.t = static_cast<std::uint64_t>(counts.updates + 1 - group.behind);
   settings.carried = group.apart ? group.carried : counts.carried;
   Stages& stages = settings.stages;
+  stages.clears_gradient = options.clears_gradients;
   stages.unscale = {call.accumulating && call.unscales, call.unscale};
   stages.accumulation = !call.accumulating ? Accumulation::off
                         : call.updating    ? Accumulation::flush

@@ -76,6 +76,7 @@ struct Flow {
 //
 //   variable()         p, loaded
 //   gather()           h, the gradient up to the sum over calls; never the variable's own memory
+//   clear_gradient()   stores zeros into the gradient
 //   set_sum(h)         stores the sum over calls; clear_sum() stores zeros
 //   apply_rule(p, h)   the only pass; or first(p, h), which notes the squares of p and of the update; or second(p, f)
 //   store(p)           p, as the variable is stored
@@ -89,6 +90,7 @@ FUSEDSTEP_HOST_DEVICE inline void stage_tile(const Flow& flow, Tile& tile, Size 
   if constexpr (pass != Pass::second) {
     if (flow.has_gradient) {
       auto* const h = tile.gather();
+      if (stages.clears_gradient) tile.clear_gradient();
       if (stages.accumulation == Accumulation::add) tile.set_sum(h);
       if (updates) {
         prepare(stages, flow.factor, p, h, size);

@@ -61,6 +61,7 @@ enum class Average : std::uint8_t { off, keep, start, move };
 
 // In the order in which they come; h is the gradient, p the variable.
 struct Stages {
+  bool clears_gradient;       // once it is read: g = 0
   Stage unscale;              // h = h * unscale
   Accumulation accumulation;  // add: acc = acc + h, and no update; flush: h = acc + h, acc = 0
   Stage factor;               // h = h * factor; of the array's owner where the step has factors

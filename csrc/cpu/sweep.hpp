@@ -187,6 +187,10 @@ class Tile {
     gather_sum(step_, step_.settings[array_.settings].stages, index_, begin_, h_, size_);
     return h_;
   }
+  void clear_gradient() {
+    const Gradient& gradient = step_.gradients[index_];
+    clear(const_cast<void*>(gradient.data), gradient.dtype, begin_, size_);
+  }
   void set_sum(const C* values) {
     C* const sum = slot(step_.accumulator);
     for (std::int64_t i = 0; i < size_; ++i) sum[i] = values[i];
@@ -259,8 +263,8 @@ template <Pass pass, class C>
 }
 
 inline bool any_stage_but_decay(const Stages& stages) {
-  return stages.unscale.on || stages.accumulation != Accumulation::off || stages.factor.on || stages.clip.on ||
-         stages.l2.on || stages.average != Average::off;
+  return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.factor.on ||
+         stages.clip.on || stages.l2.on || stages.average != Average::off;
 }
 
 inline bool any_stage(const Stages& stages) {

@@ -135,7 +135,7 @@ void DevicePart::configure(const std::vector<Group>& groups, const std::vector<A
 bool DevicePart::is_bare(const DeviceStep& step) const {
   const Options& o = step.options;
   if (step.two_passes || step.replicas > 1 || step.mean || o.l2 != 0 || o.maximize || o.clip != Clip::none ||
-      o.clips_values || o.accumulation_steps > 1 || o.has_loss_scale || o.averages) {
+      o.clips_values || o.accumulation_steps > 1 || o.has_loss_scale || o.averages || o.clears_gradients) {
     return false;
   }
   if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0 || group.l2 != 0; }))

@@ -99,6 +99,20 @@ FUSEDSTEP_HOST_DEVICE inline void store_variable(const double* from, const Array
   store_values(from, static_cast<double*>(array.variable) + begin, of);
 }
 
+// Zeros into a gradient.
+template <int V>
+FUSEDSTEP_HOST_DEVICE inline void clear(const UnpackedGradient& gradient, std::int64_t begin, Elements<V> of) {
+  void* const memory = const_cast<void*>(gradient.data);
+  const float zeros[V] = {};
+  const double wide_zeros[V] = {};
+  switch (gradient.dtype) {
+    case DType::float32: return store_values(zeros, static_cast<float*>(memory) + begin, of);
+    case DType::float64: return store_values(wide_zeros, static_cast<double*>(memory) + begin, of);
+    case DType::float16: return store_values(zeros, static_cast<Float16*>(memory) + begin, of);
+    case DType::bfloat16: return store_values(zeros, static_cast<BFloat16*>(memory) + begin, of);
+  }
+}
+
 FUSEDSTEP_HOST_DEVICE inline UnpackedGradient gradient_of(const Launch& launch, std::uint32_t replica,
                                                           std::uint32_t array) {
   return unpacked(launch.gradients[replica * launch.arrays + (array - launch.first_array)]);
@@ -143,7 +157,7 @@ class Tile {
  public:
   FUSEDSTEP_HOST_DEVICE Tile(const Launch& launch, const Rule& rule, const Flow& flow, std::uint32_t index,
                              std::int64_t begin, Elements<V> of)
-      : launch_(launch), rule_(rule), array_(launch.table.arrays[index]), begin_(begin), of_(of) {
+      : launch_(launch), rule_(rule), index_(index), array_(launch.table.arrays[index]), begin_(begin), of_(of) {
     load_variable(array_, begin, p_, of);
     if (!flow.has_gradient) return;
     gather_sum<true>(launch, flow.stages, index, begin, h_, of);
@@ -154,6 +168,7 @@ class Tile {
 
   FUSEDSTEP_HOST_DEVICE C* variable() { return p_; }
   FUSEDSTEP_HOST_DEVICE C* gather() { return h_; }
+  FUSEDSTEP_HOST_DEVICE void clear_gradient() { clear(gradient_of(launch_, 0, index_), begin_, of_); }
   FUSEDSTEP_HOST_DEVICE void set_sum(const C* values) { store_values(values, slot(launch_.table.accumulator), of_); }
   FUSEDSTEP_HOST_DEVICE void clear_sum() {
     const C zeros[V] = {};
@@ -211,6 +226,7 @@ class Tile {
 
   const Launch& launch_;
   const Rule& rule_;
+  const std::uint32_t index_;
   const Array& array_;
   const std::int64_t begin_;
   const Elements<V> of_;

@@ -39,6 +39,7 @@ class Options:
     ema_warms_up: bool
     ema_overwrite_frequency: int
     lazy: bool
+    clears_gradients: bool
     def __init__(self) -> None: ...
 
 class VariableSettings:

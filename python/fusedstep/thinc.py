@@ -78,7 +78,6 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
         updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
         self.nr_update[key] += 1
-        gradient.fill(0)
         return weights, gradient
 
 
@@ -112,6 +111,7 @@ class Updater:
         options.clipnorm = grad_clip or None
         options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
         options.ema_warms_up = True
+        options.clears_gradients = True
         self.decay: float = l2 if l2_is_weight_decay else 0.0
         self.penalty: float = 0.0 if l2_is_weight_decay else l2
         self.plan.configure(

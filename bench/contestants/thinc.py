@@ -14,14 +14,13 @@ def make(given: Given, library: str = "thinc.api") -> Contestant:
         opt = thinc.Adam(given.learning_rate, beta1=h["beta_1"], beta2=h["beta_2"], eps=h["epsilon"], **plain)
     else:
         opt = thinc.SGD(given.learning_rate, **plain)
-    gradients = [gradient.copy() for gradient in given.gradients]
+    arrays = zip(given.variables, given.gradients, strict=True)
+    calls = [((number, "W"), p, g.copy(), g) for number, (p, g) in enumerate(arrays)]
 
     def step() -> None:
-        for number, (p, g, given_g) in enumerate(
-            zip(given.variables, gradients, given.gradients, strict=True)
-        ):
+        for key, p, g, given_g in calls:
             np.copyto(g, given_g)
-            opt((number, "W"), p, g)
+            opt(key, p, g)
 
     form = {"epsilon_hat": True} if given.workload.optimizer == "adam" else {}
     return Contestant(step, lambda: given.variables, scaling(given.gradients), form)

@@ -328,7 +328,9 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
       context.custom->gradients = context.call.held();
     };
   }
-  const bool release_gil = !calls_python && pace_.is_long(cost);
+  // A smaller step is not worth a look at the clock: it runs on one thread, with the GIL.
+  const bool is_timed = !calls_python && cost * step.replicas >= cost_per_thread;
+  const bool release_gil = is_timed && pace_.is_long(cost);
   if (release_gil) {
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
@@ -339,13 +341,12 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
       }
     };
   }
-  const double begin = now();
-  const Outcome outcome =
-      run(step, current_target(), before, norms_, calls_python ? 1 : pace_.choose(cost, threads_for(cost), begin));
-  const double end = now();
+  const double begin = is_timed ? now() : 0;
+  const int threads = is_timed ? pace_.choose(cost, threads_for(cost), begin) : 1;
+  const Outcome outcome = run(step, current_target(), before, norms_, threads);
+  if (is_timed && outcome != Outcome::not_good) pace_.measured(cost, begin, now(), !release_gil);
   context.gil.reset();
   if (outcome == Outcome::not_good) return false;
-  if (!calls_python) pace_.measured(std::max<std::uint64_t>(cost, 1), begin, end, !release_gil);
   norm_ = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped_ = outcome == Outcome::skipped;
   count_call();

@@ -216,6 +216,32 @@ def test_a_replayed_graph_trains_on(gpus: None) -> None:
     assert_same(optimizer, [on_gpu], reference)
 
 
+def test_settings_change_without_waiting(gpus: None) -> None:
+    """They are written in the stream's order, before the next step; for graphs that are replayed, at once."""
+    optimizer = SGD(1.0)
+    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
+    optimizer.build([on_gpu])
+    optimizer.apply([gradient])
+    simulation.take_events()
+    optimizer.adjust(on_gpu, learning_rate_multiplier=0.5)
+    assert kernels() == []
+    optimizer.apply([gradient])
+    optimizer.apply([gradient])
+    assert kernels() == ["write in order", "bare", "bare"]
+    assert on_gpu.copy().tolist() == [-2.0] * 3
+    optimizer.adjust(on_gpu, learning_rate_multiplier=2.0)
+    simulation.begin_capture()
+    optimizer.apply([gradient])
+    simulation.end_capture()
+    simulation.replay()
+    assert on_gpu.copy().tolist() == [-4.0] * 3
+    simulation.take_events()
+    optimizer.adjust(on_gpu, learning_rate_multiplier=0.5)
+    assert kernels() == ["write"]
+    simulation.replay()
+    assert on_gpu.copy().tolist() == [-4.5] * 3
+
+
 def test_a_schedule_cannot_be_captured(gpus: None) -> None:
     optimizer = SGD(lambda step: 0.1)
     on_gpu, gradient = put([np.ones(3), np.ones(3)])

@@ -54,7 +54,7 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
 
 void Plan::tell_parts() {
   for (std::size_t i = 0; i < arrays_here_.size(); ++i) arrays_here_[i].settings = arrays_[i].settings;
-  for (const auto& part : parts_) part->configure(groups_, arrays_);
+  for (const auto& part : parts_) part->configure(groups_, arrays_, captured_);
 }
 
 py::object Plan::slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const {
@@ -162,6 +162,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
                  "a step that goes into a graph must have all its variables on one device, but there are some on " +
                  (parts_.size() > 1 ? "several GPUs" : "the CPU"));
   }
+  for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->write_groups(capturing, streams[i]);
   if (!call.rows.empty()) order_rows(request, capturing, streams);
   if (!request.alone) return step_on_many_devices(step, request, streams);
   DevicePart& part = *parts_[0];

@@ -215,6 +215,13 @@ class CudaDevices : public Devices {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
   }
 
+  // Pageable memory is copied to where the driver keeps it before this returns.
+  void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) override {
+    const OnDevice on(device);
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
+          "cudaMemcpyAsync");
+  }
+
   void write_during_capture(int device, void* to, const void* from, std::size_t bytes) override {
     const OnDevice on(device);
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;

@@ -113,7 +113,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   table_.leaf_groups_count = static_cast<std::uint32_t>(leaf_groups.size());
 }
 
-void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build) {
+void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once) {
   bool settings_changed = false;
   for (Array& array : arrays_) {
     settings_changed |= array.settings != build[array.owner].settings;
@@ -124,11 +124,26 @@ void DevicePart::configure(const std::vector<Group>& groups, const std::vector<A
   }
   const std::size_t bytes = groups.size() * sizeof(Group);
   if (groups.size() == groups_.size() && std::memcmp(groups.data(), groups_.data(), bytes) == 0) return;
-  if (bytes > groups_memory_.size()) groups_memory_ = DeviceMemory(device_, bytes);
-  devices()->write(device_, groups_memory_.as<Group>(), groups.data(), bytes);
+  if (bytes > groups_memory_.size()) {
+    groups_memory_ = DeviceMemory(device_, bytes);
+    at_once = true;  // it has waited already
+  }
   groups_ = groups;
   table_.groups = groups_memory_.as<Group>();
   table_.groups_count = static_cast<std::uint32_t>(groups.size());
+  groups_changed_ = !at_once;
+  if (at_once) devices()->write(device_, table_.groups, groups_.data(), bytes);
+}
+
+void DevicePart::write_groups(bool capturing, void* stream) {
+  if (!groups_changed_) return;
+  const std::size_t bytes = groups_.size() * sizeof(Group);
+  if (capturing) {
+    devices()->write_during_capture(device_, table_.groups, groups_.data(), bytes);
+  } else {
+    devices()->write_in_order(device_, table_.groups, groups_.data(), bytes, stream);
+  }
+  groups_changed_ = false;
 }
 
 // Whether there is nothing to do but the rule.

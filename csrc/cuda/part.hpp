@@ -40,8 +40,10 @@ class DevicePart {
   DeviceState* state() const { return state_; }
   std::shared_ptr<DeviceMemory> share_tables() const { return shared_tables_; }
 
-  // What single variables have of their own from now on: `settings` for each of the build.
-  void configure(const std::vector<Group>& groups, const std::vector<Array>& build);
+  // What single variables have of their own from now on. Groups are on the device before the next launch, of which
+  // write_groups tells; before this returns, and having waited, where graphs are replayed without one.
+  void configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once);
+  void write_groups(bool capturing, void* stream);
 
   // What sparse gradients need before the kernels of a step: memory to put their rows in order, which is kept, then the
   // kernels that do it, on the same stream. Null, or an array for whose rows there is no memory yet.
@@ -83,6 +85,7 @@ class DevicePart {
   std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_;
   DeviceMemory& slots_;
   DeviceMemory groups_memory_;
+  bool groups_changed_ = false;         // and are not on the device yet
   std::vector<Order> orders_;           // of the arrays of each replica
   std::vector<DeviceMemory> outgrown_;  // which graphs still use
   Launch launch_ = {};                  // the one that is made at a time

@@ -23,13 +23,14 @@ class Simulation : public Devices {
   void free(int device, void* memory) noexcept override;
   void write(int device, void* to, const void* from, std::size_t bytes) override;
   void read(int device, void* to, const void* from, std::size_t bytes) override;
+  void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) override;
   void write_during_capture(int device, void* to, const void* from, std::size_t bytes) override;
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override;
   void launch_order(int device, const OrderPass& pass, void* stream) override;
   bool is_capturing(void*) override { return capturing_; }
 
-  // What was done, in order: "allocate", "write", "read", "free", "order", "bare" and the other kernels, with the
-  // device.
+  // What was done, in order: "allocate", "write", "write in order", "read", "free", "order", "bare" and the other
+  // kernels, with the device.
   struct Event {
     std::string what;
     int device;

@@ -17,7 +17,7 @@ NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NA
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0, "ema": 0.9}], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bits_of_the_cpu(name: str, options: dict[str, Any], torch: Any) -> None:
-    """Parameters and state, in groups with learning rates of their own."""
+    """Parameters and state, in groups with learning rates of their own, which change."""
     cls = getattr(importlib.import_module("fusedstep.torch"), name)
     rng = np.random.default_rng(1)
 
@@ -37,6 +37,8 @@ def test_the_bits_of_the_cpu(name: str, options: dict[str, Any], torch: Any) -> 
             for one, grad in zip(parameters[place], grads, strict=True):
                 one.grad = grad.to(place, copy=True)
             optimizers[place].step()
+            for group in optimizers[place].param_groups:
+                group["lr"] *= 0.5
     for here, there in zip(parameters["cpu"], parameters["cuda"], strict=True):
         assert same_bits(host(here), host(there))
         state, of_gpu = optimizers["cpu"].state[here], optimizers["cuda"].state[there]

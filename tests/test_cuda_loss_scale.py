@@ -128,6 +128,20 @@ def test_one_scale_for_several_models(gpus: None) -> None:
     assert opt.dynamic_scale == 8
 
 
+def test_a_graph_has_one_model(gpus: None) -> None:
+    opt = LossScaleOptimizer(SGD(1.0), 8.0, 2)
+    first, second, gradient = put([np.zeros(3), np.zeros(3), np.ones(3)])
+    opt.build([first])
+    opt.build([second])
+    simulation.begin_capture()
+    with pytest.raises(
+        ValueError, match="there are 2 builds, for whose one scale the host would have to wait"
+    ):
+        opt.apply([gradient], [second])
+    simulation.end_capture()
+    assert (opt.iterations, opt.dynamic_scale) == (0, 8)
+
+
 def test_the_product_has_the_dtype_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of float64 beside it would make it float64."""
     number = np.array(8.0)

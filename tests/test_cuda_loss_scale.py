@@ -134,9 +134,7 @@ def test_a_graph_has_one_model(gpus: None) -> None:
     opt.build([first])
     opt.build([second])
     simulation.begin_capture()
-    with pytest.raises(
-        ValueError, match="there are 2 builds, for whose one scale the host would have to wait"
-    ):
+    with pytest.raises(ValueError, match="there are 2 builds with one scale, for which the host"):
         opt.apply([gradient], [second])
     simulation.end_capture()
     assert (opt.iterations, opt.dynamic_scale) == (0, 8)

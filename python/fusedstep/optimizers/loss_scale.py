@@ -221,15 +221,14 @@ class LossScaleOptimizer(Optimizer):
         Returns:
             The number of calls so far, without those that were left out.
         """
-        several = len(self._inner._plans) > 1
-        if several and any(plan.is_capturing() for plan in self._inner._plans):
+        builds = len(self._inner._plans)
+        if builds > 1 and any(plan.is_capturing() for plan in self._inner._plans):
             raise ValueError(
-                f"{type(self).__name__}.apply: there are {len(self._inner._plans)} builds, for whose one scale"
-                " the host would have to wait, which it cannot while a graph is captured; use an optimizer for"
-                " each"
+                f"{type(self).__name__}.apply: there are {builds} builds with one scale, for which the host"
+                " would have to wait, but a graph is captured; use an optimizer for each"
             )
         calls = self._inner.apply(grads, variables, replicas=replicas, mean=mean)
-        if several:
+        if builds > 1:
             known = self._known()
             for plan in self._inner._plans:
                 if plan is not self._inner._plan:

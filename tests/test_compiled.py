@@ -22,7 +22,7 @@ LOOPS = [
     ROOT / "csrc" / name for name in ("core/gather.hpp", "core/stages.hpp", "cpu/norm.hpp", "cpu/sweep.hpp")
 ]
 # Copies and zeros become calls; looking for what is not finite is rare.
-NOT_ARITHMETIC = re.compile(r"\] = (0|p\[i\]|h\[i\]|average\[i\]|values\[i\]);|finite &=")
+NOT_ARITHMETIC = re.compile(r"\] = (0|Storage\(\)|p\[i\]|h\[i\]|average\[i\]|values\[i\]);|finite &=")
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 RULES = len(_native.rules())
 VECTORISED_RULES = RULES - len(WITH_POW) - 1  # pow is a call for each element; Lamb has loops of its own

@@ -28,11 +28,6 @@ int rule_number(std::string_view name) {
 
 // Raises where an array cannot be updated in place.
 void Plan::check_updatable(py::handle object, const ArrayView& view, const std::string& what) {
-  if (is_of_jax(object)) {
-    refuse_value(what +
-                 " is a jax.Array, and those are immutable, but a variable is updated in place; keep it as a NumPy "
-                 "array, w = numpy.array(x), and pass jax.numpy.asarray(w) to the model");
-  }
   if (!view.contiguous()) {
     refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
                  text_of_strides(view) +
@@ -43,6 +38,11 @@ void Plan::check_updatable(py::handle object, const ArrayView& view, const std::
                  "); it is updated in place, so pass numpy.array(w) once, before training");
   }
   if (!view.writeable()) {
+    if (is_of_jax(object)) {
+      refuse_value(what +
+                   " is a jax.Array, and those are immutable, but a variable is updated in place; keep it as a NumPy "
+                   "array, w = numpy.array(x), and pass jax.numpy.asarray(w) to the model");
+    }
     refuse_value(what + " is read-only, but it is updated in place; pass numpy.array(w) once, before training");
   }
 }

@@ -125,6 +125,10 @@ class Plan {
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
   void check_learning_rate(double learning_rate) const;
   bool is_unchanged(std::size_t index, const ArrayView& view) const;
+  // Whether a gradient's memory can be read, and cleared where that is wanted, as it is.
+  bool is_used_in_place(const ArrayView& view) const {
+    return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
+  }
   bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const;
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);

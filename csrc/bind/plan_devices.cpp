@@ -102,8 +102,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   if (same && PyWeakref_GetObject(same.ptr()) == gradient) return true;
   held.owner = py::object();
   if (PyTuple_Check(gradient) || !read(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      view.device != built.device || !view.contiguous() || !view.aligned() || held.owner ||
-      (options_.clears_gradients && !view.writeable())) {
+      view.device != built.device || !is_used_in_place(view) || held.owner) {
     return false;
   }
   const std::uintptr_t begin = address(view.data);
@@ -131,9 +130,9 @@ void* Plan::stream_of(const DevicePart& part) const {
 DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
   const bool two_passes = rule().compiled[compute_float32].finish != nullptr;
   Options options = options_;
-  if (!is_alone()) {  // the host decides what becomes of the loss scale
+  if (!is_alone() && options.loss_scale_growth_steps > 0) {  // the host decides what becomes of it
+    options.loss_scale = counts_.loss_scale;
     options.loss_scale_growth_steps = 0;
-    if (options_.loss_scale_growth_steps > 0) options.loss_scale = counts_.loss_scale;
   }
   return {rule_,          two_passes, hyperparameters_, options, 0,          nullptr, DType::float64,
           step.gradients, count(),    replicas,         mean,    is_alone(), 0};

@@ -93,7 +93,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   if (gradient == Py_None || frozen_[index]) return !had_gradient;
   const Built& built = built_[index];
   if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      !view.contiguous() || !view.aligned() || (options_.clears_gradients && !view.writeable())) {
+      !is_used_in_place(view)) {
     return false;
   }
   const std::uintptr_t begin = address(view.data);

@@ -91,14 +91,14 @@ class LossScaleOptimizer(Optimizer):
         self._inner = inner_optimizer
         self._initial_scale = real_in(initial_scale, f"{who}: initial_scale", SCALES)
         try:
-            self._growth_steps = operator.index(dynamic_growth_steps)
+            growth_steps = operator.index(dynamic_growth_steps)
         except TypeError:
             raise TypeError(
                 f"{who}: dynamic_growth_steps must be an integer, got {dynamic_growth_steps!r}"
             ) from None
-        if self._growth_steps < 1:
-            raise ValueError(f"{who}: dynamic_growth_steps must be at least 1, got {self._growth_steps}")
-        self._start(DynamicScale(self._initial_scale, self._growth_steps))
+        if growth_steps < 1:
+            raise ValueError(f"{who}: dynamic_growth_steps must be at least 1, got {growth_steps}")
+        self._start(DynamicScale(self._initial_scale, growth_steps))
 
     def _start(self, scale: DynamicScale) -> None:
         self._inner._dynamic_scale = self._scale = scale
@@ -139,7 +139,7 @@ class LossScaleOptimizer(Optimizer):
     @property
     def dynamic_growth_steps(self) -> int:
         """How many finite calls in a row double the scale."""
-        return self._growth_steps
+        return self._scale.growth_steps
 
     @property
     def dynamic_scale(self) -> float:
@@ -242,12 +242,12 @@ class LossScaleOptimizer(Optimizer):
 
         ``class_name`` and ``config`` are this optimizer's: ``fusedstep.get(state)`` makes an equal one.
         """
-        state = self._inner.state_dict()
+        state, known = self._inner.state_dict(), self._known()
         return state | {
             "class_name": type(self).__name__,
             "config": self._config_around(state["class_name"], state["config"]),
-            "dynamic_scale": self._known().scale,
-            "finite_calls": self._known().finite_calls,
+            "dynamic_scale": known.scale,
+            "finite_calls": known.finite_calls,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -306,7 +306,7 @@ class LossScaleOptimizer(Optimizer):
         return {
             "inner_optimizer": {"class_name": class_name, "config": dict(config)},
             "initial_scale": self._initial_scale,
-            "dynamic_growth_steps": self._growth_steps,
+            "dynamic_growth_steps": self.dynamic_growth_steps,
         }
 
     @classmethod
@@ -318,14 +318,14 @@ class LossScaleOptimizer(Optimizer):
 
     def clone(self) -> "Self":
         """Return an optimizer with the same arguments, and without state; its scale is the initial one."""
-        return type(self)(self._inner.clone(), self._initial_scale, self._growth_steps)
+        return type(self)(self._inner.clone(), self._initial_scale, self.dynamic_growth_steps)
 
     def __repr__(self) -> str:
         arguments = [repr(self._inner)]
         if self._initial_scale != 2.0**15:
             arguments.append(f"initial_scale={self._initial_scale!r}")
-        if self._growth_steps != 2000:
-            arguments.append(f"dynamic_growth_steps={self._growth_steps!r}")
+        if self.dynamic_growth_steps != 2000:
+            arguments.append(f"dynamic_growth_steps={self.dynamic_growth_steps!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def __copy__(self) -> "Self":

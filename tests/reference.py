@@ -5,8 +5,9 @@ compute type, its slots (which it replaces), the configuration, the learning rat
 and returns the new variable. Coefficients are Python floats, rounded once to the compute type C.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,15 @@ def densified(gradient: Any, variable: Array) -> Array:
     return dense
 
 
+def rows_not_touched(given: Sequence[Any], variable: Array) -> Any:
+    """A mask of the rows that none of these gradients has, where all of them have rows; else of none."""
+    gradients = [gradient for gradient in given if gradient is not None]
+    if not gradients or not all(isinstance(gradient, tuple) for gradient in gradients):
+        return np.zeros(variable.shape[:1], bool)
+    touched = np.concatenate([np.asarray(indices, np.int64) for indices, _ in gradients])
+    return ~np.isin(np.arange(len(variable)), touched)
+
+
 class Reference:
     """The steps of an optimizer on its own copies of the variables.
 
@@ -318,11 +328,26 @@ class Reference:
                 if h["maximize"]:
                     factor = -factor
                 on = bool(K > 1 or unscales or clips or h["maximize"])
-                self._update(index, gradient * compute(factor) if on else gradient)
-            if "average" in slots:
-                self._average(variable, slots, compute)
+                gradient = gradient * compute(factor) if on else gradient
+            with self._left_as_they_are(index, replicas) if h["lazy"] else contextlib.nullcontext():
+                if updating and gradient is not None:
+                    self._update(index, gradient)
+                if "average" in slots:
+                    self._average(variable, slots, compute)
         self.calls += 1
         self.updates += updating
+
+    @contextlib.contextmanager
+    def _left_as_they_are(self, index: int, replicas: Sequence[Sequence[Any]]) -> Iterator[None]:
+        """Keep the rows that are not touched; meanwhile they are 0, and so for norms not there."""
+        variable = self.variables[index]
+        others = rows_not_touched([given[index] for given in replicas], variable)
+        kept = [(array, array[others]) for array in (variable, *self.slots[index].values())]
+        for array, _ in kept:
+            array[others] = 0
+        yield
+        for (_, rows), array in zip(kept, (variable, *self.slots[index].values()), strict=True):
+            array[others] = rows
 
     def _update(self, index: int, g: Array) -> None:
         variable, h = self.variables[index], self.config

@@ -21,6 +21,14 @@ Array = npt.NDArray[Any]
 Rows = tuple[Array, Array]
 
 TILE = 256  # keys that the first pass puts in order
+EVERY_OPTION = [
+    *({}, *OPTIONS),
+    *({"lazy": True, **one} for one in ({}, *OPTIONS) if "gradient_accumulation_steps" not in one),
+]
+
+
+def id_of(options: dict[str, Any]) -> str:
+    return "+".join(options) or "bare"
 
 
 class Indices:
@@ -100,7 +108,7 @@ def test_every_count(count: int, blocks: int) -> None:
     assert_same(optimizer, variables, reference)
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=lambda options: "+".join(options) or "bare")
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=id_of)
 @pytest.mark.parametrize("cls", [SGD, Adam, Lamb])
 def test_every_shape_and_dtype(cls: type[Optimizer], options: dict[str, Any], gpus: None) -> None:
     """With special values, beside dense gradients and none, and nothing but kernels after the first step."""
@@ -139,14 +147,16 @@ def test_every_shape_and_dtype(cls: type[Optimizer], options: dict[str, Any], gp
     assert_same(optimizer, variables, reference)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-def test_every_phase(dtype: Any, gpus: None) -> None:
+def test_every_phase(dtype: Any, lazy: bool, gpus: None) -> None:
     """Tiles of 16 bytes in which rows end anywhere, of variables that begin anywhere."""
     rng = np.random.default_rng(2)
     itemsize = np.dtype(dtype).itemsize
     cases = [((40, size), phase) for size in (1, 2, 3, 5, 7) for phase in range(16 // itemsize)]
     start = [random_array(rng, shape, dtype) for shape, _ in cases]
-    optimizer, reference = Adam(0.1), Reference(Adam(0.1), start)
+    optimizer = Adam(0.1, lazy=lazy)
+    reference = Reference(optimizer, start)
     variables = [
         simulation.array_on(0, one, phase * itemsize) for one, (_, phase) in zip(start, cases, strict=True)
     ]
@@ -163,17 +173,21 @@ def test_every_phase(dtype: Any, gpus: None) -> None:
     count=st.integers(0, 1500),
     different=st.integers(1, 400),
     outside=st.booleans(),
+    lazy=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_rows(rows: int, size: int, count: int, different: int, outside: bool, seed: int) -> None:
+def test_any_rows(
+    rows: int, size: int, count: int, different: int, outside: bool, lazy: bool, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     start = random_array(rng, (rows, size), np.float32)
     indices = rng.integers(-3 * outside, min(rows, different) + 3 * outside, count)
     values = random_array(rng, (count, size), np.float32, special=seed % 3 == 0)
     simulation.start(1, 1 + seed % 5)
     try:
-        optimizer, variable = SGD(0.1, global_clipnorm=1.0), simulation.array_on(0, start)
+        optimizer = SGD(0.1, momentum=0.5, global_clipnorm=1.0, lazy=lazy)
+        variable = simulation.array_on(0, start)
         reference, kept = Reference(optimizer, [start]), (indices >= 0) & (indices < rows)
         optimizer.apply(put_any([(indices, values)]), [variable])
         reference.apply([(indices[kept], values[kept])])
@@ -229,7 +243,7 @@ def test_a_sum_begins_with_its_first_row(gpus: None) -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=lambda options: "+".join(options) or "bare")
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=id_of)
 def test_replicas(options: dict[str, Any], mean: bool, gpus: None) -> None:
     """Sparse, dense and no gradients, in any mixture."""
     rng = np.random.default_rng(4)
@@ -288,7 +302,11 @@ def test_memory_grows_with_the_number_of_rows(gpus: None) -> None:
     assert_same(optimizer, [variable], reference)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1), Adam(0.1, global_clipnorm=1.0), Lamb(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(0.1), Adam(0.1, global_clipnorm=1.0), Lamb(0.1), Adam(0.1, lazy=True), Lamb(0.1, lazy=True)],
+    ids=repr,
+)
 def test_a_replayed_graph_looks_at_indices_anew(optimizer: Optimizer, gpus: None) -> None:
     rng = np.random.default_rng(7)
     start = random_array(rng, (50, 6), np.float32)
@@ -475,15 +493,26 @@ def test_refused_variables(gpus: None) -> None:
         SGD(1.0).apply([(Large(many), empty)], [empty])
 
 
-def test_lazy_is_for_the_cpu(gpus: None) -> None:
-    """Of dense gradients it says nothing; with rows it is refused wherever a variable is on a GPU."""
-    variables: list[Any] = [ones(5, 2), np.ones((5, 2), np.float32)]
-    optimizer = SGD(0.5, lazy=True)
-    optimizer.apply([ones(5, 2), np.ones((5, 2), np.float32)], variables)
-    for grads in [(one_index(), ones(1, 2)), None], [None, ([1], np.ones((1, 2), np.float32))]:
-        with pytest.raises(RuntimeError, match="has rows and lazy is True, but there are variables on cu"):
-            optimizer.apply(grads, variables)
-    assert [float(one.copy().sum()) for one in variables] == [5, 5]
+@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 1.0}, {"clipnorm": 0.5, "use_ema": True}])
+@pytest.mark.parametrize("cls", [Adam, Lamb])
+def test_lazy_steps_on_several_devices(cls: type[Optimizer], options: dict[str, Any], gpus: None) -> None:
+    """Variables on two GPUs and the CPU, of which one has a dense gradient."""
+    rng = np.random.default_rng(9)
+    start = [random_array(rng, (50, 6), np.float32) for _ in range(5)]
+    optimizer = cls(0.1, lazy=True, **options)
+    reference = Reference(optimizer, start)
+    put_on: list[Callable[[Any], Any]] = [
+        lambda one: put_any([one])[0],
+        lambda one: put_any([one], 1)[0],
+        lambda one: one,
+    ]
+    variables = [put_on[k % 3](one) for k, one in enumerate(start)]
+    for _ in range(3):
+        grads: list[Any] = [random_rows(rng, (50, 6), 20) for _ in start]
+        grads[3] = random_array(rng, (50, 6), np.float32)
+        optimizer.apply([put_on[k % 3](one) for k, one in enumerate(grads)], variables)
+        reference.apply(grads)
+    assert_same(optimizer, variables, reference)
 
 
 def test_values_on_a_gpu_for_a_variable_on_the_cpu(gpus: None) -> None:

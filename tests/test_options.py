@@ -265,19 +265,52 @@ def sparse(rng: np.random.Generator, rows: int, shape: tuple[int, ...], count: i
     return indices, random_array(rng, (count, *shape), dtype)
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=id_of)
-@pytest.mark.parametrize("variant", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.1), AdamW(0.1)], ids=repr)
-def test_sparse_gradients_give_the_bits_of_dense_ones(variant: Optimizer, options: dict[str, Any]) -> None:
+SPARSE_OPTIONS = [{}, *OPTIONS]
+LAZY_OPTIONS = [{"lazy": True, **one} for one in SPARSE_OPTIONS if "gradient_accumulation_steps" not in one]
+
+
+@pytest.mark.parametrize("options", [*SPARSE_OPTIONS, *LAZY_OPTIONS], ids=id_of)
+@pytest.mark.parametrize(
+    "variant", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.1), AdamW(0.1), Lamb(0.1)], ids=repr
+)
+def test_sparse_gradients(variant: Optimizer, options: dict[str, Any], threads: int) -> None:
+    """The bits of dense ones, with zeros elsewhere; of those for the rows that are touched, if lazy."""
     rng = np.random.default_rng(8)
-    cases = [(s, d) for s in [(50,), (), (3, 7), (700,), (0,)] for d in DTYPES]
+    cases = [(s, d) for s in [(50,), (), (3, 7), (700,), (0,), (4097,)] for d in DTYPES]
     variables = [random_array(rng, (30, *shape), dtype) for shape, dtype in cases]
     opt = with_arguments(variant, **options)
     reference = Reference(opt, variables)
     for step in range(4):
-        grads = [sparse(rng, 30, shape, step * 9, DTYPES[k % 4]) for k, (shape, _) in enumerate(cases)]
+        grads: list[Any] = [
+            sparse(rng, 30, shape, step * 9, DTYPES[k % 4]) for k, (shape, _) in enumerate(cases)
+        ]
         grads[3] = random_array(rng, variables[3].shape, np.float32)
+        if step == 1:
+            grads[8] = None
         opt.apply(grads, variables)
         reference.apply(grads)
+        norm = opt.gradient_norm
+        assert norm == reference.norm or (norm is not None and math.isnan(norm))
+    assert_same(opt, variables, reference)
+
+
+@pytest.mark.parametrize("options", LAZY_OPTIONS, ids=id_of)
+def test_lazy_steps_of_replicas(options: dict[str, Any], threads: int) -> None:
+    """Of the rows that any of them has; of all where one is dense."""
+    rng = np.random.default_rng(12)
+    shapes = [(50, 6), (50, 600), (300,), (50, 6)]
+    variables = [random_array(rng, shape, np.float32) for shape in shapes]
+    opt = Adam(0.01, **options)
+    reference = Reference(opt, variables)
+    for step in range(4):
+        replicas: list[list[Any]] = [
+            [sparse(rng, shape[0], shape[1:], 9 * (k + 1), np.float32) for k, shape in enumerate(shapes)]
+            for _ in range(3)
+        ]
+        replicas[step % 3][0] = replicas[0][1] = None
+        replicas[step % 2][3] = random_array(rng, shapes[3], np.float32)
+        opt.apply(variables=variables, replicas=replicas, mean=step == 2)
+        reference.apply(replicas=replicas, mean=step == 2)
     assert_same(opt, variables, reference)
 
 

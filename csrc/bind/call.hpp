@@ -37,11 +37,9 @@ struct Plan::Call {
   std::vector<Gradient> gradients;             // of all replicas, where there are more than one
   std::list<GivenRows> rows;                   // which stay where they are
 
-  // Where only the rows that are touched are updated: those, and the other arrays.
-  std::vector<Array> arrays;
-  std::vector<Gradient> gradients_of_rows;
+  // Where only the rows that are touched are updated: those of each array, and the costs of that.
+  std::vector<const Rows*> touched;
   std::vector<std::uint64_t> cost_before;
-  std::vector<bool> split;  // which of the variables these rows are of
 
   // Keeps the gradients alive, whatever happens to their list. False, with a Python error set, where there is no
   // memory for it.

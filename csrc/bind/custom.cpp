@@ -21,33 +21,34 @@ py::array read_only(py::array array) {
   return array;
 }
 
-// The stages before the rule: h becomes the gradient, and p decays.
+// The stages before the rule, for elements [begin, end): h becomes the gradient, and p decays.
 template <class C>
-void prepare_array(const Step& step, std::size_t index, C* p, C* h) {
+void prepare_elements(const Step& step, std::size_t index, std::int64_t begin, std::int64_t end, C* p, C* h) {
   const Array& array = step.arrays[index];
   const Stages& stages = step.settings[array.settings].stages;
-  const double factor = step.factors != nullptr ? step.factors[array.owner] : stages.factor.coefficient;
-  for (std::int64_t begin = 0; begin < array.size; begin += baseline::tile_size) {
-    const std::int64_t size = std::min(array.size - begin, baseline::tile_size);
-    baseline::gather_sum(step, stages, index, begin, h + begin, size);
-    baseline::prepare(stages, factor, p + begin, h + begin, size);
-    baseline::decay(stages, p + begin, size);
+  const double factor = step.factors != nullptr ? step.factors[index] : stages.factor.coefficient;
+  for (std::int64_t size; begin < end; begin += size, p += size, h += size) {
+    size = std::min(end - begin, baseline::tile_size);
+    baseline::gather_sum(step, stages, index, begin, h, size);
+    baseline::prepare(stages, factor, p, h, size);
+    baseline::decay(stages, p, size);
   }
 }
 
 // The stages after it: p is stored, and averaged.
 template <class C>
-void finish_array(const Step& step, std::size_t index, C* p) {
+void finish_elements(const Step& step, std::size_t index, std::int64_t begin, std::int64_t end, C* p) {
   const Array& array = step.arrays[index];
   const Stages& stages = step.settings[array.settings].stages;
   const bool in_place = array.dtype == baseline::dtype_of(C());
-  const auto slot = [&](std::byte* kind) { return reinterpret_cast<C*>(kind + array.slot_offset); };
-  if (!in_place) baseline::store(p, array.variable, array.dtype, 0, array.size);
-  if (stages.accumulation == Accumulation::flush) std::fill_n(slot(step.accumulator), array.size, C(0));
+  const std::int64_t size = end - begin;
+  const auto slot = [&](std::byte* kind) { return reinterpret_cast<C*>(kind + array.slot_offset) + begin; };
+  if (!in_place) baseline::store(p, array.variable, array.dtype, begin, size);
+  if (stages.accumulation == Accumulation::flush) std::fill_n(slot(step.accumulator), size, C(0));
   if (stages.average == Average::off) return;
-  if (!in_place) baseline::load(array.variable, array.dtype, 0, p, array.size);  // as stored
-  const bool overwritten = baseline::take_average(stages, slot(step.average), p, array.size);
-  if (overwritten && !in_place) baseline::store(p, array.variable, array.dtype, 0, array.size);
+  if (!in_place) baseline::load(array.variable, array.dtype, begin, p, size);  // as stored
+  const bool overwritten = baseline::take_average(stages, slot(step.average), p, size);
+  if (overwritten && !in_place) baseline::store(p, array.variable, array.dtype, begin, size);
 }
 
 // What a step runs in the place of a compiled rule. Arrays come whole.
@@ -57,14 +58,11 @@ void sweep(const void*, const Step& step, const Run& run) {
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
   const bool without_gradient = baseline::visits_without_gradient(stages);
   const std::size_t end = run.begin + run.count;
-  for (std::size_t i = run.begin, next; i < end; i = next) {
-    next = i + 1;
+  for (std::size_t i = run.begin; i < end; ++i) {
     const Array& array = step.arrays[i];
-    const bool is_row = !of_step.split.empty() && of_step.split[array.owner];
-    while (is_row && next < end && step.arrays[next].owner == array.owner) ++next;
     if (array.size == 0) continue;
-    if (is_row) {
-      of_step.custom.update_rows<C>(step, i, next);
+    if (const Rows* const rows = baseline::touched_rows(step, i)) {
+      if (rows->count > 0) of_step.custom.update_rows<C>(step, i, *rows);
     } else if (step.gradients[i].data != nullptr) {
       of_step.custom.update<C>(step, i, of_step.gradients);
     } else if (without_gradient) {
@@ -89,8 +87,7 @@ CustomRule::CustomRule(std::vector<std::string> slots, py::object optimizer, boo
            {{no_coefficients, sweep<float>, nullptr}, {no_coefficients, sweep<double>, nullptr}}};
 }
 
-CustomStep::CustomStep(CustomRule& custom, const std::vector<bool>& split)
-    : Rule(custom.rule()), custom(custom), split(split) {}
+CustomStep::CustomStep(CustomRule& custom) : Rule(custom.rule()), custom(custom) {}
 
 void CustomRule::check_rows() const {
   if (has_rows_) return;
@@ -115,7 +112,7 @@ template <class C>
 void CustomRule::update(const Step& step, std::size_t index, const py::object& gradients) {
   const Array& array = step.arrays[index];
   const Gradient& gradient = step.gradients[index];
-  const Variable& variable = variables[array.owner];
+  const Variable& variable = variables[index];
   const bool in_place = array.dtype == baseline::dtype_of(C());
   C* const p = in_place ? static_cast<C*>(array.variable) : scratch<C>(0, array.size);
   if (!in_place) baseline::load(array.variable, array.dtype, 0, p, array.size);
@@ -125,47 +122,49 @@ void CustomRule::update(const Step& step, std::size_t index, const py::object& g
   const C* h = static_cast<const C*>(gradient.data);
   if (!direct) {
     C* const copy = scratch<C>(1, array.size);
-    prepare_array(step, index, p, copy);
+    prepare_elements(step, index, 0, array.size, p, copy);
     h = copy;
   }
   call("update",
        py::make_tuple(in_place ? variable.array : array_over(variable.shape, p, scratch_[0]),
                       read_only(array_over(variable.shape, h, direct ? gradients : scratch_[1]))),
        step, array);
-  finish_array(step, index, p);
+  finish_elements(step, index, 0, array.size, p);
 }
 
 template <class C>
-void CustomRule::update_rows(const Step& step, std::size_t begin, std::size_t end) {
-  const Array& first = step.arrays[begin];
-  const Variable& variable = variables[first.owner];
-  const Array& whole = variable.whole;
-  const bool in_place = whole.dtype == baseline::dtype_of(C());
-  C* const p = in_place ? static_cast<C*>(whole.variable) : scratch<C>(0, whole.size);
-  if (!in_place) baseline::load(whole.variable, whole.dtype, 0, p, whole.size);
-  const auto row_of = [&](std::size_t i) {
-    const std::uint64_t elements = (step.arrays[i].slot_offset - whole.slot_offset) / sizeof(C);
-    return static_cast<std::int64_t>(elements) / first.size;
-  };
+void CustomRule::update_rows(const Step& step, std::size_t index, const Rows& rows) {
+  const Array& array = step.arrays[index];
+  const Variable& variable = variables[index];
+  const bool in_place = array.dtype == baseline::dtype_of(C());
+  C* const p = in_place ? static_cast<C*>(array.variable) : scratch<C>(0, array.size);
+  if (!in_place) baseline::load(array.variable, array.dtype, 0, p, array.size);
   std::vector<py::ssize_t> shape = variable.shape;
-  shape[0] = static_cast<py::ssize_t>(end - begin);
-  py::array_t<std::int64_t> indices(shape[0]);
+  shape[0] = static_cast<py::ssize_t>(rows.count);
+  const py::array indices(shape[0], rows.indices);
   py::array_t<C> values(shape);
-  for (std::size_t i = begin; i < end; ++i) {
-    indices.mutable_data()[i - begin] = row_of(i);
-    prepare_array(step, i, p + row_of(i) * first.size,
-                  values.mutable_data() + static_cast<std::int64_t>(i - begin) * first.size);
-  }
+  const auto for_rows = [&](const auto& work) {
+    for (std::int64_t k = 0; k < rows.count; ++k) {
+      const std::int64_t begin = rows.indices[k] * rows.size;
+      work(k, begin, begin + rows.size);
+    }
+  };
+  C* const h = values.mutable_data();
+  for_rows([&](std::int64_t k, std::int64_t begin, std::int64_t end) {
+    prepare_elements(step, index, begin, end, p + begin, h + k * rows.size);
+  });
   call("update_rows",
        py::make_tuple(in_place ? variable.array : array_over(variable.shape, p, scratch_[0]), read_only(indices),
                       read_only(values)),
-       step, first);
-  for (std::size_t i = begin; i < end; ++i) finish_array(step, i, p + row_of(i) * first.size);
+       step, array);
+  for_rows([&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    finish_elements(step, index, begin, end, p + begin);
+  });
 }
 
 // Calls a method with some arrays and, after them, what all methods get.
 void CustomRule::call(const char* method, const py::tuple& arrays, const Step& step, const Array& array) const {
-  const std::vector<py::array>& kept = variables[array.owner].slots;
+  const std::vector<py::array>& kept = variables[array.number].slots;
   py::dict slots;
   for (std::size_t k = 0; k < kept.size(); ++k) slots[slots_of_rule_[k]] = kept[k];
   const Settings& settings = step.settings[array.settings];

@@ -20,7 +20,6 @@ class CustomRule {
 
   // A variable as the methods see it.
   struct Variable {
-    Array whole;
     std::vector<py::ssize_t> shape;
     py::object array;  // null where it is computed in another type
     std::vector<py::array> slots;
@@ -32,11 +31,11 @@ class CustomRule {
   // Raises where the rows of sparse gradients cannot be updated alone.
   void check_rows() const;
 
-  // The update of an array, and of the rows [begin, end) of one.
+  // The update of an array, and of the rows of one that are touched.
   template <class C>
   void update(const Step& step, std::size_t index, const py::object& gradients);
   template <class C>
-  void update_rows(const Step& step, std::size_t begin, std::size_t end);
+  void update_rows(const Step& step, std::size_t index, const Rows& rows);
 
  private:
   template <class C>
@@ -53,11 +52,10 @@ class CustomRule {
 
 // A custom rule in one step, which calls it in one thread, with the GIL.
 struct CustomStep : Rule {
-  CustomStep(CustomRule& custom, const std::vector<bool>& split);
+  explicit CustomStep(CustomRule& custom);
 
   CustomRule& custom;
-  const std::vector<bool>& split;  // the variables of which the step's arrays are rows; may be empty
-  py::object gradients;            // what keeps them alive
+  py::object gradients;  // what keeps them alive
 };
 
 }  // namespace fusedstep

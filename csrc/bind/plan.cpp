@@ -84,7 +84,6 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   cost_before_.resize(count + 1);
   gap_.resize(count);
   frozen_.resize(count);
-  norms_.owners = count;
   norms_.factors.resize(count);
 }
 
@@ -97,7 +96,7 @@ std::string Plan::label(const char* list, std::size_t position, std::size_t inde
 std::size_t Plan::lay_out_slots(Device device) {
   std::size_t end = 0;
   for (Array& array : arrays_) {
-    if (built_[array.owner].device != device) continue;
+    if (built_[array.number].device != device) continue;
     const auto bytes = static_cast<std::size_t>(bytes_of(array.compute));
     const std::size_t element = address(array.variable) / static_cast<std::size_t>(bytes_of(array.dtype));
     const std::size_t phase = element * bytes % cache_line;
@@ -131,7 +130,7 @@ void Plan::make_arena(const std::unordered_map<std::string, double>& initial) {
   const std::size_t kinds = all_slot_names(rule).size();
   arena_ = std::make_shared<Arena>(slot_stride_ * kinds);
   for (const Array& array : arrays_) {
-    if (built_[array.owner].device != on_cpu) continue;
+    if (built_[array.number].device != on_cpu) continue;
     for (int k = 0; k < rule.slot_count; ++k) {
       const auto value = initial.find(rule.slots[k]);
       if (value == initial.end()) continue;
@@ -152,7 +151,6 @@ void Plan::show_to_custom_rule() {
   for (std::size_t i = 0; i < count(); ++i) {
     const Array& array = arrays_[i];
     CustomRule::Variable& variable = custom_->variables.emplace_back();
-    variable.whole = array;
     variable.shape.assign(shape_of(built_[i]), shape_of(built_[i]) + built_[i].ndim);
     if (bytes_of(array.dtype) == bytes_of(array.compute)) {
       variable.array = py::array(py::dtype(name_of(array.dtype)), py::array::ShapeContainer(variable.shape),

@@ -161,7 +161,8 @@ class Plan {
   std::int64_t read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
                          HeldView& view) const;
   void take_replicas(Call& call, std::vector<Items>& others);
-  void split_rows(Step& step, Call& call);
+  const Rows* rows_of_lists(const Step& step, std::size_t index, Call& call);
+  void update_touched_rows(Step& step, Call& call);
   bool visits_all() const { return options_.averages || options_.accumulation_steps > 1; }
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }

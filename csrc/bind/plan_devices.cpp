@@ -21,7 +21,7 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
   for (auto& [device, arrays] : by_device) {
     const std::size_t stride = lay_out_slots(device);
     for (const Array& array : arrays_) {
-      if (built_[array.owner].device == device) arrays.push_back(array);
+      if (built_[array.number].device == device) arrays.push_back(array);
     }
     parts_.push_back(std::make_unique<DevicePart>(device, arrays, stride, rule.slot_count, accumulates_, averages_));
     part_strides_.push_back(stride);
@@ -48,7 +48,7 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
   }
   arrays_here_ = arrays_;
   for (Array& array : arrays_here_) {
-    if (built_[array.owner].device != on_cpu) array.size = 0;
+    if (built_[array.number].device != on_cpu) array.size = 0;
   }
 }
 
@@ -124,7 +124,7 @@ bool Plan::take_ordinary_with_care(const Call& call) {
 }
 
 void* Plan::stream_of(const DevicePart& part) const {
-  return current_stream(built_[part.arrays()[0].owner].object.ptr(), part.device());
+  return current_stream(built_[part.arrays()[0].number].object.ptr(), part.device());
 }
 
 DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
@@ -189,7 +189,7 @@ void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vect
   for (const auto& part : parts_) {
     const Array* const without_room = capturing ? part->find_without_room(request) : nullptr;
     if (without_room != nullptr) {
-      const std::size_t index = without_room->owner;
+      const std::size_t index = without_room->number;
       refuse_now(who_ + label("variables", index, index) +
                  " has a gradient of more rows than in steps before, and the memory to order them cannot be had while "
                  "a graph is captured; take a step with as many rows first");

@@ -73,10 +73,6 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   }
   if (options_.clears_gradients) refuse_type(what + " has rows, but this step sets gradients to zero; pass an array");
   if (built.ndim == 0) refuse_value(what + " has rows, but its variable has shape (); pass an array");
-  if (options_.lazy && has_devices()) {
-    refuse_now(what + " has rows and lazy is True, but there are variables on " + name_of(parts_[0]->device()) +
-               ", where all rows are updated; pass a dense gradient, or lazy=False");
-  }
   PyObject* const values = PyTuple_GET_ITEM(gradient, 1);
   if (built.device != on_cpu) return take_rows_on_device(PyTuple_GET_ITEM(gradient, 0), values, index, what, call);
   const py::module_ numpy = py::module_::import("numpy");
@@ -194,68 +190,42 @@ void Plan::take_replicas(Call& call, std::vector<Items>& others) {
   }
 }
 
-// From a step over the variables to one over the rows that are touched, and the variables with other gradients.
-void Plan::split_rows(Step& step, Call& call) {
-  const std::size_t lists = step.replicas;
-  std::vector<std::vector<Gradient>> gradients(lists);
+// The rows that any of the lists has of a variable; null where one of them has all, or none has some.
+const Rows* Plan::rows_of_lists(const Step& step, std::size_t index, Call& call) {
+  const Rows* rows = nullptr;
+  std::vector<std::int64_t> indices;
+  for (std::size_t k = 0; k < step.replicas; ++k) {
+    const Gradient& gradient = step.gradients[k * count() + index];
+    if (gradient.data == nullptr) continue;
+    if (gradient.rows == nullptr) return nullptr;
+    rows = gradient.rows;
+    if (step.replicas > 1) indices.insert(indices.end(), rows->indices, rows->indices + rows->count);
+  }
+  if (rows == nullptr || step.replicas == 1) return rows;
+  std::ranges::sort(indices);
+  indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
+  GivenRows& of_all = call.rows.emplace_back();
+  of_all.indices = std::move(indices);
+  of_all.rows = {of_all.indices.data(), static_cast<std::int64_t>(of_all.indices.size()), rows->size};
+  return &of_all.rows;
+}
+
+// From a step over the variables on the CPU to one over the rows that are touched, and the other variables.
+void Plan::update_touched_rows(Step& step, Call& call) {
+  call.touched.resize(count());
   call.cost_before = {0};
-  call.split.resize(count());
   for (std::size_t i = 0; i < count(); ++i) {
-    const Array& array = arrays_[i];
-    const auto add = [&](const Array& part, auto gradient_of, bool visited) {
-      call.arrays.push_back(part);
-      for (std::size_t k = 0; k < lists; ++k) gradients[k].push_back(gradient_of(step.gradients[k * count() + i]));
-      call.cost_before.push_back(call.cost_before.back() + (visited ? cost_of(part) : 0));
-    };
-    std::vector<std::int64_t> touched;
-    bool has_rows = false, has_all = false;
-    for (std::size_t k = 0; k < lists; ++k) {
-      const Gradient& gradient = step.gradients[k * count() + i];
-      if (gradient.data == nullptr) continue;
-      (gradient.rows != nullptr ? has_rows : has_all) = true;
-      if (gradient.rows == nullptr) continue;
-      touched.insert(touched.end(), gradient.rows->indices, gradient.rows->indices + gradient.rows->count);
-    }
-    if (!has_rows || has_all) {
-      add(array, std::identity(), step.gradients[i].data != nullptr || visits_all());
-      continue;
-    }
-    call.split[i] = true;
-    std::ranges::sort(touched);
-    touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
-    const std::int64_t elements = touched.empty() ? 0 : array.size / shape_of(built_[i])[0];
-    for (const std::int64_t row : touched) {
-      Array part = array;
-      part.variable = static_cast<char*>(array.variable) + row * elements * bytes_of(array.dtype);
-      part.size = elements;
-      part.slot_offset += static_cast<std::uint64_t>(row * elements * bytes_of(array.compute));
-      add(
-          part,
-          [&](const Gradient& gradient) -> Gradient {
-            if (gradient.data == nullptr) return gradient;
-            const std::int64_t* const end = gradient.rows->indices + gradient.rows->count;
-            const std::int64_t* const found = std::lower_bound(gradient.rows->indices, end, row);
-            if (found == end || *found != row) return {nullptr, nullptr, gradient.dtype};
-            const std::int64_t before = (found - gradient.rows->indices) * elements;
-            return {static_cast<const char*>(gradient.data) + before * bytes_of(gradient.dtype), nullptr,
-                    gradient.dtype};
-          },
-          true);
-    }
+    const Array& array = step.arrays[i];
+    const Rows* const rows = array.size == 0 ? nullptr : rows_of_lists(step, i, call);
+    const bool visited = step.gradients[i].data != nullptr || visits_all();
+    call.touched[i] = rows;
+    const std::uint64_t cost = !visited          ? 0
+                               : rows == nullptr ? cost_of(array)
+                                                 : cost_of(array, rows->count * rows->size);
+    call.cost_before.push_back(call.cost_before.back() + cost);
   }
-  // Again: the first list has a gradient wherever any of them has one.
-  for (std::size_t j = 0; j < call.arrays.size(); ++j) {
-    for (std::size_t k = 1; k < lists && gradients[0][j].data == nullptr; ++k)
-      std::swap(gradients[0][j], gradients[k][j]);
-  }
-  call.gradients_of_rows.clear();
-  for (const auto& list : gradients) {
-    call.gradients_of_rows.insert(call.gradients_of_rows.end(), list.begin(), list.end());
-  }
-  step.arrays = call.arrays.data();
-  step.gradients = call.gradients_of_rows.data();
+  step.touched = call.touched.data();
   step.cost_before = call.cost_before.data();
-  step.count = call.arrays.size();
 }
 
 void Plan::finish_averages() {

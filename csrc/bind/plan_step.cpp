@@ -321,7 +321,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
   const std::uint64_t cost = step.cost_before[step.count];
   const bool calls_python = custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0;
   if (calls_python) {
-    step.custom = &context.custom.emplace(*custom_, call.split);
+    step.custom = &context.custom.emplace(*custom_);
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
       if (!context.call.hold()) throw py::error_already_set();
@@ -412,8 +412,9 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
     step.replicas = call.replicas;
   }
   if (options_.lazy && !call.rows.empty()) {
-    split_rows(step, call);
-    if (custom_ && std::ranges::find(call.split, true) != call.split.end()) custom_->check_rows();
+    update_touched_rows(step, call);
+    const auto is_touched = [](const Rows* rows) { return rows != nullptr; };
+    if (custom_ && std::ranges::any_of(call.touched, is_touched)) custom_->check_rows();
   }
   if (has_devices()) {
     step_on_devices(step, call, rate, has_number ? nullptr : &rate_on_device, mean);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/step.hpp"
+#include "core/gather.hpp"
 
 namespace fusedstep {
 
@@ -14,8 +14,12 @@ inline std::uint64_t cost_of_element(const Array& array) {
   return array.compute == compute_float64 ? 2 : 1;
 }
 
+inline std::uint64_t cost_of(const Array& array, std::int64_t elements) {
+  return cost_of_visit + cost_of_element(array) * static_cast<std::uint64_t>(elements);
+}
+
 inline std::uint64_t cost_of(const Array& array) {
-  return cost_of_visit + cost_of_element(array) * static_cast<std::uint64_t>(array.size);
+  return cost_of(array, array.size);
 }
 
 // A place in a step: an element of an array.
@@ -35,7 +39,11 @@ inline Place part_begin(const Step& step, std::uint64_t part, std::uint64_t part
   if (after == step.cost_before + step.count + 1) return {step.count, 0};
   const std::size_t array = static_cast<std::size_t>(after - step.cost_before) - 1;
   const std::uint64_t inside = cost - step.cost_before[array];
-  const std::int64_t element = static_cast<std::int64_t>(inside / cost_of_element(step.arrays[array]));
+  std::int64_t element = static_cast<std::int64_t>(inside / cost_of_element(step.arrays[array]));
+  if (const Rows* const rows = baseline::touched_rows(step, array)) {
+    const std::int64_t k = element / rows->size;
+    element = k < rows->count ? rows->indices[k] * rows->size : step.arrays[array].size;
+  }
   return {array, std::min(element / slice_unit * slice_unit, step.arrays[array].size)};
 }
 

@@ -17,9 +17,9 @@ constexpr bool takes_two_passes = requires { &Rule::direction; };
 
 // The stages between the gathered gradient h and the decay.
 template <class C, class Size>
-FUSEDSTEP_HOST_DEVICE inline void prepare(const Stages& stages, double factor_of_owner, const C* p, C* h, Size size) {
+FUSEDSTEP_HOST_DEVICE inline void prepare(const Stages& stages, double factor_of_array, const C* p, C* h, Size size) {
   if (stages.factor.on) {
-    const C factor = static_cast<C>(factor_of_owner);
+    const C factor = static_cast<C>(factor_of_array);
     for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
   }
   if (stages.clip.on) {

@@ -19,7 +19,7 @@ constexpr int max_rule_size = 128;  // bytes of a rule's struct
 // Slices of an array start at multiples of this many elements, and so do the leaves of a norm's tree.
 constexpr std::int64_t slice_unit = 4096;
 
-// One variable, as the plan knows it since build; or one row of it.
+// One variable, as the plan knows it since build.
 struct Array {
   void* variable;
   std::int64_t size;
@@ -27,7 +27,7 @@ struct Array {
   DType dtype;
   ComputeType compute;
   std::uint16_t settings;  // which of the step's
-  std::uint32_t owner;     // the variable's number in the build
+  std::uint32_t number;    // the variable's, in the build
 };
 
 // The rows that a sparse gradient has: increasing indices, each with `size` elements of the gradient's data. On a GPU,
@@ -64,7 +64,7 @@ struct Stages {
   bool clears_gradient;       // once it is read: g = 0
   Stage unscale;              // h = h * unscale
   Accumulation accumulation;  // add: acc = acc + h, and no update; flush: h = acc + h, acc = 0
-  Stage factor;               // h = h * factor; of the array's owner where the step has factors
+  Stage factor;               // h = h * factor; of the array where the step has factors
   Stage clip;                 // h = clip(h, -clip, clip)
   Stage l2;                   // h = h + l2 * p
   Stage decay;                // p = p - p * decay
@@ -122,7 +122,7 @@ struct Rule {
 };
 
 // Between the passes of a rule that takes two: sums of squares for each leaf of the tree, of the variable before its
-// update and of the update; and for each owner what its updates are multiplied by.
+// update and of the update; and for each array what its updates are multiplied by.
 struct Ratios {
   const std::size_t* leaves_before;  // of each array
   double* variable_squares;
@@ -136,11 +136,12 @@ struct Step {
   const Settings* settings;
   std::size_t settings_count;
   const Array* arrays;
-  const Gradient* gradients;  // `replicas` lists of them, one after another; the sum counts, in their order
+  const Gradient* gradients;   // `replicas` lists of them, one after another; the sum counts, in their order
+  const Rows* const* touched;  // of each array, the rows that are updated, or null for all; may be null itself
   std::size_t replicas;
   const std::uint64_t* cost_before;  // count + 1 running sums of the arrays' costs, see slices.hpp
   std::size_t count;
-  const double* factors;  // for each owner; may be null
+  const double* factors;  // for each array; may be null
   const Ratios* ratios;
   std::byte* slots[max_slots];
   std::byte* accumulator;

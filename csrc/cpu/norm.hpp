@@ -6,10 +6,16 @@
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
-// Adds the squares of some rows to the lanes; the last row may be short.
+// Adds the squares of elements that begin in the lane `first`; of rows, but for the first and the last one.
 template <class C>
-void add_squares(const C* x, std::int64_t size, double* lane) {
+void add_squares(const C* x, std::int64_t size, double* lane, std::int64_t first = 0) {
   std::int64_t row = 0;
+  if (first != 0) {
+    for (std::int64_t j = first; j < lanes && row < size; ++j, ++row) {
+      const double value = x[row];
+      lane[j] += value * value;
+    }
+  }
   for (; row + lanes <= size; row += lanes) {
     for (int j = 0; j < lanes; ++j) {
       const double value = x[row + j];

@@ -92,7 +92,12 @@ void count_leaves(const Step& step, Norms& norms) {
         step.gradients[i].data == nullptr ? 0 : (step.arrays[i].size + slice_unit - 1) / slice_unit;
     norms.leaves_before[i + 1] = norms.leaves_before[i] + static_cast<std::size_t>(leaves);
   }
-  norms.leaf_sums.resize(norms.leaves_before.back());
+}
+
+// Room for the sums of the leaves. Where not all of them will be summed, the others are 0.
+void make_leaf_sums(const Step& step, const Norms& norms, std::vector<double>& sums) {
+  sums.resize(norms.leaves_before.back());
+  if (step.touched != nullptr) std::ranges::fill(sums, 0);
 }
 
 // Whether all elements between two places are finite.
@@ -101,55 +106,51 @@ bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begi
   for_arrays(step, begin, end, [&](std::size_t i, std::int64_t first, std::int64_t last) {
     if (step.gradients[i].data == nullptr) return;
     double* const sums = norms.leaf_sums.data() + norms.leaves_before[i];
-    for (std::int64_t element = first; element < last; element += slice_unit) {
-      finite &= target.norms[step.arrays[i].compute].leaf(step, i, element, sums + element / slice_unit);
-    }
+    std::int64_t after = first;  // the last leaf that was summed
+    baseline::Ranges ranges(baseline::touched_rows(step, i), first, last);
+    do {
+      std::int64_t element = std::max(after, ranges.begin / slice_unit * slice_unit);
+      for (; element < ranges.end; element += slice_unit) {
+        finite &= target.norms[step.arrays[i].compute].leaf(step, i, element, sums + element / slice_unit);
+      }
+      after = element;
+    } while (ranges.next());
   });
   return finite;
 }
 
-// From the leaves' sums to the owners', in norms.owner_sums.
-void sum_owners(const Step& step, Norms& norms, std::vector<double>& leaf_sums) {
-  using baseline::sum_of_tree;
-  norms.owner_sums.assign(norms.owners, 0);
-  const auto sum_of_array = [&](std::size_t i) {
+// From the leaves' sums to the arrays', in norms.array_sums.
+void sum_arrays(const Step& step, Norms& norms, std::vector<double>& leaf_sums) {
+  norms.array_sums.resize(step.count);
+  for (std::size_t i = 0; i < step.count; ++i) {
     const std::size_t leaves = norms.leaves_before[i + 1] - norms.leaves_before[i];
-    return sum_of_tree(leaf_sums.data() + norms.leaves_before[i], static_cast<std::int64_t>(leaves));
-  };
-  for (std::size_t begin = 0, end; begin < step.count; begin = end) {
-    const std::uint32_t owner = step.arrays[begin].owner;
-    std::vector<double> of_rows;
-    for (end = begin + 1; end < step.count && step.arrays[end].owner == owner; ++end) {
-      if (of_rows.empty()) of_rows.push_back(sum_of_array(begin));
-      of_rows.push_back(sum_of_array(end));
-    }
-    norms.owner_sums[owner] =
-        of_rows.empty() ? sum_of_array(begin) : sum_of_tree(of_rows.data(), static_cast<std::int64_t>(of_rows.size()));
+    norms.array_sums[i] =
+        baseline::sum_of_tree(leaf_sums.data() + norms.leaves_before[i], static_cast<std::int64_t>(leaves));
   }
 }
 
 // To norms and factors. (Not inlined, as the next one: its arithmetic must stay in the mode that is set.)
 [[gnu::noinline]] void finish_norms(const Step& step, Norms& norms) {
-  sum_owners(step, norms, norms.leaf_sums);
-  std::vector<double>& sums = norms.owner_sums;
-  for (std::size_t i = 0; norms.sums_elsewhere != nullptr && i < norms.owners; ++i) sums[i] += norms.sums_elsewhere[i];
+  sum_arrays(step, norms, norms.leaf_sums);
+  std::vector<double>& sums = norms.array_sums;
+  for (std::size_t i = 0; norms.sums_elsewhere != nullptr && i < step.count; ++i) sums[i] += norms.sums_elsewhere[i];
   const auto factor = [&](double norm) {
     return norms.sign * (baseline::clip_factor(norm, norms.largest) * norms.scale);
   };
   if (norms.clip == Clip::each) {
-    for (std::size_t i = 0; i < norms.owners; ++i) norms.factors[i] = factor(std::sqrt(sums[i]) * norms.scale);
+    for (std::size_t i = 0; i < step.count; ++i) norms.factors[i] = factor(std::sqrt(sums[i]) * norms.scale);
   }
   norms.norm = std::sqrt(baseline::sum_of_tree(sums.data(), static_cast<std::int64_t>(sums.size()))) * norms.scale;
   if (norms.clip == Clip::all) std::ranges::fill(norms.factors, factor(norms.norm));
 }
 
-// What each owner's updates are multiplied by between two passes.
+// What each array's updates are multiplied by between two passes.
 [[gnu::noinline]] void finish_ratios(const Step& step, Norms& norms) {
-  sum_owners(step, norms, norms.variable_squares);
-  norms.ratios = norms.owner_sums;
-  sum_owners(step, norms, norms.update_squares);
-  for (std::size_t i = 0; i < norms.owners; ++i) {
-    norms.ratios[i] = baseline::norm_ratio(std::sqrt(norms.ratios[i]), std::sqrt(norms.owner_sums[i]));
+  sum_arrays(step, norms, norms.variable_squares);
+  norms.ratios = norms.array_sums;
+  sum_arrays(step, norms, norms.update_squares);
+  for (std::size_t i = 0; i < step.count; ++i) {
+    norms.ratios[i] = baseline::norm_ratio(std::sqrt(norms.ratios[i]), std::sqrt(norms.array_sums[i]));
   }
 }
 
@@ -174,10 +175,11 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
   };
   const auto finish_check = [&] {
     if (norms.wanted() || two_passes) count_leaves(step, norms);
+    if (norms.wanted()) make_leaf_sums(step, norms, norms.leaf_sums);
     if (two_passes) {
-      norms.variable_squares.resize(norms.leaf_sums.size());
-      norms.update_squares.resize(norms.leaf_sums.size());
-      norms.ratios.resize(norms.owners);
+      make_leaf_sums(step, norms, norms.variable_squares);
+      make_leaf_sums(step, norms, norms.update_squares);
+      norms.ratios.resize(step.count);
       ratios = {norms.leaves_before.data(), norms.variable_squares.data(), norms.update_squares.data(),
                 norms.ratios.data()};
     }

@@ -30,19 +30,18 @@ struct Norms {
   double scale;           // what gradients are multiplied by before they count
   double sign;            // and after they were clipped
   bool skips_not_finite;  // nothing is changed where an element is not finite
-  std::size_t owners;     // variables of the build
   // The sums of squares of variables that are elsewhere, 0 of those here; null where all are here.
   const double* sums_elsewhere;
   bool finite_elsewhere;
 
   double norm;                  // of all gradients together
-  std::vector<double> factors;  // for each owner
+  std::vector<double> factors;  // for each array
 
   bool wanted() const { return clip != Clip::none || skips_not_finite; }
 
   // Scratch, kept from one step to the next.
   std::vector<std::size_t> leaves_before;  // of each array, in sums over leaves
-  std::vector<double> leaf_sums, owner_sums;
+  std::vector<double> leaf_sums, array_sums;
   std::vector<double> variable_squares, update_squares, ratios;  // of rules with two passes
 };
 

@@ -135,8 +135,8 @@ constexpr TileRule<C> tile_rule() {
 class LeafSquares {
  public:
   template <class C>
-  void add(const C* x, std::int64_t size) {
-    add_squares(x, size, lane_);
+  void add(const C* x, std::int64_t begin, std::int64_t size) {
+    add_squares(x, size, lane_, begin % lanes);
   }
   double take() {
     const double sum = sum_of_lanes(lane_);
@@ -202,8 +202,8 @@ class Tile {
   void apply_rule(C* p, C* h) { tile_rule_.only(rule_, p, h, s_, size_); }
   void first(C* p, C* h) {
     tile_rule_.first(rule_, h, s_, size_);
-    squares.of_variable.add(p, size_);
-    squares.of_update.add(h, size_);
+    squares.of_variable.add(p, begin_, size_);
+    squares.of_update.add(h, begin_, size_);
   }
   void second(C* p, double factor) { tile_rule_.second(rule_, static_cast<C>(factor), p, s_, size_); }
   void store(const C* p) {
@@ -242,24 +242,48 @@ template <Pass pass, class C>
   const Settings& settings = step.settings[array.settings];
   const Stages& stages = settings.stages;
   Flow flow = {stages, stages.factor.coefficient, 0, step.gradients[index].data != nullptr};
-  if (step.factors != nullptr) flow.factor = step.factors[array.owner];
-  if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[array.owner];
+  if (step.factors != nullptr) flow.factor = step.factors[index];
+  if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[index];
   // The first pass stores no variable.
   Tile<pass, C> tile(tile_rule, rule, step, index, slots, slot_count,
                      array.dtype == dtype_of(C()) && pass != Pass::first);
-  for (std::int64_t begin = first; begin < last; begin += tile_size) {
-    const std::int64_t size = last - begin < tile_size ? last - begin : tile_size;
-    tile.move_to(begin, size);
-    stage_tile<pass>(flow, tile, size);
+  [[maybe_unused]] std::int64_t leaf = -1;  // whose squares are summed
+  const auto start_leaf = [&]([[maybe_unused]] std::int64_t next) {
     if constexpr (pass == Pass::first) {
-      const bool leaf_ends = (begin + size) % slice_unit == 0 || begin + size == last;
-      if (leaf_ends && flow.has_gradient && stages.accumulation != Accumulation::add) {
-        const std::size_t leaf = step.ratios->leaves_before[index] + static_cast<std::size_t>(begin / slice_unit);
-        step.ratios->variable_squares[leaf] = tile.squares.of_variable.take();
-        step.ratios->update_squares[leaf] = tile.squares.of_update.take();
+      if (leaf >= 0 && leaf != next && flow.has_gradient && stages.accumulation != Accumulation::add) {
+        const std::size_t place = step.ratios->leaves_before[index] + static_cast<std::size_t>(leaf);
+        step.ratios->variable_squares[place] = tile.squares.of_variable.take();
+        step.ratios->update_squares[place] = tile.squares.of_update.take();
       }
+      leaf = next;
     }
-  }
+  };
+  Ranges ranges(touched_rows(step, index), first, last);
+  do {
+    for (std::int64_t begin = ranges.begin, size; begin < ranges.end; begin += size) {
+      const std::int64_t left = ranges.end - begin, left_of_leaf = slice_unit - begin % slice_unit;
+      size = left < tile_size ? left : tile_size;
+      if (left_of_leaf < size) size = left_of_leaf;
+      start_leaf(begin / slice_unit);
+      tile.move_to(begin, size);
+      stage_tile<pass>(flow, tile, size);
+    }
+  } while (ranges.next());
+  start_leaf(-1);
+}
+
+// The rule alone, where only some rows are updated. One for all rules.
+template <class C>
+[[gnu::noinline]] void sweep_rows(const TileRule<C>& tile_rule, const void* rule, const Step& step, std::size_t index,
+                                  C* const* slots, int slot_count, std::int64_t first, std::int64_t last) {
+  const Array& array = step.arrays[index];
+  C* of_row[max_slots] = {};
+  Ranges ranges(touched_rows(step, index), first, last);
+  do {
+    for (int k = 0; k < slot_count; ++k) of_row[k] = slots[k] + ranges.begin;
+    tile_rule.only(rule, static_cast<C*>(array.variable) + ranges.begin,
+                   ranges.from<C>(step.gradients[index].data) + ranges.begin, of_row, ranges.end - ranges.begin);
+  } while (ranges.next());
 }
 
 inline bool any_stage_but_decay(const Stages& stages) {
@@ -304,6 +328,11 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
         } else {
           sweep_all(in_registers);
         }
+        continue;
+      }
+      const bool only_rows = touched_rows(step, i) != nullptr && array.dtype == gradient.dtype;
+      if (!staged && !stages.decay.on && in_place && only_rows) {
+        sweep_rows<C>(tiles, rule, step, i, slots, slot_count, begin, end);
         continue;
       }
     }

@@ -116,8 +116,8 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
 void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once) {
   bool settings_changed = false;
   for (Array& array : arrays_) {
-    settings_changed |= array.settings != build[array.owner].settings;
-    array.settings = build[array.owner].settings;
+    settings_changed |= array.settings != build[array.number].settings;
+    array.settings = build[array.number].settings;
   }
   if (settings_changed) {
     devices()->write(device_, const_cast<Array*>(table_.arrays), arrays_.data(), arrays_.size() * sizeof(Array));
@@ -156,7 +156,7 @@ bool DevicePart::is_bare(const DeviceStep& step) const {
   if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0 || group.l2 != 0; }))
     return false;
   return std::ranges::all_of(arrays_, [&](const Array& array) {
-    const Gradient& gradient = step.gradients[array.owner];
+    const Gradient& gradient = step.gradients[array.number];
     return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);
   });
 }
@@ -167,7 +167,7 @@ bool DevicePart::has_rows(const DeviceStep& step) {
 }
 
 PackedGradient DevicePart::packed_gradient(const DeviceStep& step, std::size_t replica, std::size_t index) const {
-  const Gradient& gradient = step.gradients[replica * step.variables + arrays_[index].owner];
+  const Gradient& gradient = step.gradients[replica * step.variables + arrays_[index].number];
   if (gradient.data == nullptr) return {0};
   if (gradient.rows == nullptr) return packed(gradient.data, gradient.dtype, false);
   return packed(orders_[replica * arrays_.size() + index].memory.as<void>(), gradient.dtype, true);
@@ -179,7 +179,7 @@ void DevicePart::for_rows(const DeviceStep& step, const Work& work) {
   orders_.resize(std::max(orders_.size(), step.replicas * arrays_.size()));
   for (std::size_t replica = 0; replica < step.replicas; ++replica) {
     for (std::size_t i = 0; i < arrays_.size(); ++i) {
-      const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].owner];
+      const Gradient& gradient = step.gradients[replica * step.variables + arrays_[i].number];
       if (gradient.rows == nullptr || arrays_[i].size == 0) continue;
       work(gradient, arrays_[i], orders_[replica * arrays_.size() + i]);
     }
@@ -276,7 +276,7 @@ void DevicePart::launch_averages(const DeviceStep& step, void* stream) {
 bool DevicePart::read_sums(std::vector<double>& of_variables) {
   std::vector<double> sums(arrays_.size());
   if (!sums.empty()) devices()->read(device_, sums.data(), table_.array_sums, sums.size() * sizeof(double));
-  for (std::size_t i = 0; i < arrays_.size(); ++i) of_variables[arrays_[i].owner] = sums[i];
+  for (std::size_t i = 0; i < arrays_.size(); ++i) of_variables[arrays_[i].number] = sums[i];
   return read_state().seen_not_finite == 0;
 }
 

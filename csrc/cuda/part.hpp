@@ -27,7 +27,7 @@ struct DeviceStep {
 
 class DevicePart {
  public:
-  // `arrays` are the build's on this device, in its order; their owners are their numbers in the build.
+  // `arrays` are the build's on this device, in its order; their numbers are those in the build.
   // A slot of any kind takes `slot_stride` bytes over all of them.
   DevicePart(int device, std::vector<Array> arrays, std::size_t slot_stride, int rule_slots, bool accumulates,
              bool averages);

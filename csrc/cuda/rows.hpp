@@ -81,6 +81,16 @@ inline std::int64_t tiles_of(const OrderPass& pass) {
   return (pass.rows.count + block_threads - 1) / block_threads;
 }
 
+// Whether a gradient has any of the rows [first, last].
+FUSEDSTEP_HOST_DEVICE_CALLED inline bool has_rows(const SparseGradient& gradient, std::int64_t first,
+                                                  std::int64_t last) {
+  is_in_arrays(&gradient);
+  is_in_arrays(gradient.keys);
+  const auto count = static_cast<std::uint64_t>(gradient.count);
+  const std::int64_t place = count_smaller(gradient.keys, gradient.count, static_cast<std::uint64_t>(first) * count);
+  return place < gradient.count && gradient.keys[place] < static_cast<std::uint64_t>(last + 1) * count;
+}
+
 template <class C, int V>
 struct Values {
   C of[V];

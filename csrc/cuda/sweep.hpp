@@ -58,6 +58,17 @@ FUSEDSTEP_HOST_DEVICE inline void for_tiles(const Array& array, int element_byte
   }
 }
 
+// Works on what a step updates of a tile.
+template <int V, class Work>
+FUSEDSTEP_HOST_DEVICE inline void for_touched(const Touched& touched, std::int64_t begin, Elements<V> of,
+                                              const Work& work) {
+  while (of.low < of.high) {
+    const Elements<V> part = touched.next(begin, of);
+    if (part.low < part.high) work(part);
+    of.low = part.high;
+  }
+}
+
 // The rule alone, where variable and gradient are stored alike.
 template <class Rule, class C, class Storage, int V, int... slot>
 FUSEDSTEP_HOST_DEVICE inline void bare_tile(const Rule& rule, const Launch& launch, const Array& array,
@@ -92,9 +103,13 @@ FUSEDSTEP_HOST_DEVICE inline void staged_slice(const Launch& launch, const Made&
   const Array& array = launch.table.arrays[index];
   const int element_bytes = array.dtype == DType::float64 ? 8 : array.dtype == DType::float32 ? 4 : 2;
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
+  const Touched touched(launch, index);
+  if (!touched.any(begin, end)) return;
   for_tiles<V>(array, element_bytes, begin, end, thread, [&](std::int64_t at, Elements<V> of) {
-    Tile<Rule, C, V> tile(launch, rule, flow, index, at, of);
-    stage_tile<pass>(flow, tile, of);
+    for_touched(touched, at, of, [&](Elements<V> part) {
+      Tile<Rule, C, V> tile(launch, rule, flow, index, at, part);
+      stage_tile<pass>(flow, tile, part);
+    });
   });
 }
 
@@ -188,21 +203,24 @@ FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& 
   const Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
   constexpr int V = widest_access / static_cast<int>(sizeof(C));
   static_assert(lanes_of_thread % V == 0);
+  const Touched touched(launch, span.index);
+  if (!touched.any(span.begin, span.end)) return;
   for (std::int64_t row = span.begin + thread * lanes_of_thread; row < span.end; row += lanes) {
     FUSEDSTEP_UNROLLED
     for (int lane = 0; lane < lanes_of_thread; lane += V) {
       const std::int64_t from = row + lane;
-      const auto of = elements_until<V>(from, span.end);
-      Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, of);
-      stage_tile<Pass::first>(flow, tile, of);
-      if (!tile.updates) continue;
-      FUSEDSTEP_UNROLLED
-      for (int i = 0; i < V; ++i) {
-        const double p = tile.variable()[i], u = tile.update()[i];
-        if (!of.has(i)) continue;
-        of_variable[lane + i] += p * p;
-        of_update[lane + i] += u * u;
-      }
+      for_touched(touched, from, elements_until<V>(from, span.end), [&](Elements<V> part) {
+        Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, part);
+        stage_tile<Pass::first>(flow, tile, part);
+        if (!tile.updates) return;
+        FUSEDSTEP_UNROLLED
+        for (int i = 0; i < V; ++i) {
+          const double p = tile.variable()[i], u = tile.update()[i];
+          if (!part.has(i)) continue;
+          of_variable[lane + i] += p * p;
+          of_update[lane + i] += u * u;
+        }
+      });
     }
   }
 }

@@ -118,6 +118,56 @@ FUSEDSTEP_HOST_DEVICE inline UnpackedGradient gradient_of(const Launch& launch, 
   return unpacked(launch.gradients[replica * launch.arrays + (array - launch.first_array)]);
 }
 
+// What a step updates of an array: all of it, or with `lazy`, where all its gradients are sparse, the rows that any of
+// them has.
+class Touched {
+ public:
+  FUSEDSTEP_HOST_DEVICE Touched(const Launch& launch, std::uint32_t index)
+      : launch_(launch), index_(index), all_(!launch.options.lazy || !has_only_rows()) {}
+
+  FUSEDSTEP_HOST_DEVICE bool any(std::int64_t begin, std::int64_t end) const {
+    return all_ || has_any(begin, end - 1);
+  }
+
+  // Of a tile's elements those that come first: all, or of one row. None where there are no more.
+  template <int V>
+  FUSEDSTEP_HOST_DEVICE Elements<V> next(std::int64_t begin, Elements<V> of) const {
+    while (!all_ && of.low < of.high) {
+      const std::int64_t from = begin + of.low, end = (from / row_size_ + 1) * row_size_ - begin;
+      const int row_end = end < of.high ? static_cast<int>(end) : of.high;
+      if (has_any(from, from)) return {of.low, row_end};
+      of.low = row_end;
+    }
+    return of;
+  }
+
+ private:
+  FUSEDSTEP_HOST_DEVICE bool has_only_rows() {
+    for (std::uint32_t replica = 0; replica < launch_.replicas; ++replica) {
+      const UnpackedGradient gradient = gradient_of(launch_, replica, index_);
+      if (gradient.data == nullptr) continue;
+      if (gradient.sparse == nullptr) return false;
+      is_in_arrays(gradient.sparse);
+      row_size_ = gradient.sparse->size;
+    }
+    return row_size_ > 0;
+  }
+
+  // Of the rows of elements [first, last].
+  FUSEDSTEP_HOST_DEVICE bool has_any(std::int64_t first, std::int64_t last) const {
+    for (std::uint32_t replica = 0; replica < launch_.replicas; ++replica) {
+      const SparseGradient* const gradient = gradient_of(launch_, replica, index_).sparse;
+      if (gradient != nullptr && has_rows(*gradient, first / row_size_, last / row_size_)) return true;
+    }
+    return false;
+  }
+
+  const Launch& launch_;
+  const std::uint32_t index_;
+  std::int64_t row_size_ = 0;  // in elements
+  const bool all_;
+};
+
 template <class C>
 FUSEDSTEP_HOST_DEVICE inline C* slot_of(std::byte* kind, const Array& array) {
   return reinterpret_cast<C*>(kind + array.slot_offset);

@@ -34,7 +34,13 @@ def put(library: Any, grads: list[Any]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=id_of)
+EVERY_OPTION = [
+    *({}, *OPTIONS),
+    *({"lazy": True, **one} for one in ({}, *OPTIONS) if "gradient_accumulation_steps" not in one),
+]
+
+
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=id_of)
 @pytest.mark.parametrize("cls", [SGD, Adam, Lamb])
 def test_every_shape_and_dtype(cls: type[Optimizer], options: dict[str, Any], library: Any) -> None:
     rng = np.random.default_rng(1)
@@ -55,11 +61,12 @@ def test_every_shape_and_dtype(cls: type[Optimizer], options: dict[str, Any], li
 @only_cupy
 @pytest.mark.parametrize("different", [1, 300, 200_000])
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 513, 5000, 150_000])
-def test_every_count(count: int, different: int, library: Any) -> None:
+@pytest.mark.parametrize("lazy", [False, True])
+def test_every_count(count: int, different: int, lazy: bool, library: Any) -> None:
     """So many rows of so many indices: equal ones in one block, across blocks, and hardly any."""
     rng = np.random.default_rng(count)
     start = random_array(rng, (200_000, 3), np.float32)
-    optimizer = Adam(0.01, global_clipnorm=1.0)
+    optimizer = Adam(0.01, global_clipnorm=1.0, lazy=lazy)
     variable, reference = library.array(start), Reference(optimizer, [start])
     for _ in range(3):
         rows = random_rows(rng, (different, 3), count, np.float32)
@@ -85,11 +92,12 @@ def test_indices_of_no_row_are_left_out(library: Any) -> None:
         assert not optimizer.skipped
 
 
-def test_replicas(library: Any) -> None:
+@pytest.mark.parametrize("lazy", [False, True])
+def test_replicas(lazy: bool, library: Any) -> None:
     rng = np.random.default_rng(3)
     shapes = [(50, 6), (3000,), (500, 64)]
     start = [random_array(rng, shape, np.float32) for shape in shapes]
-    optimizer = Adam(0.01, clipnorm=1.0)
+    optimizer = Adam(0.01, clipnorm=1.0, lazy=lazy)
     variables, reference = on_gpu(library, start), Reference(optimizer, start)
     for step in range(3):
         replicas: list[Any] = [
@@ -106,7 +114,11 @@ def test_replicas(library: Any) -> None:
     assert_same(optimizer, variables, reference)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1), Adam(0.1, global_clipnorm=1.0), Lamb(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(0.1), Adam(0.1, global_clipnorm=1.0), Lamb(0.1), Adam(0.1, lazy=True), Lamb(0.1, lazy=True)],
+    ids=repr,
+)
 def test_a_replayed_graph_looks_at_indices_anew(optimizer: Optimizer, library: Any) -> None:
     """Also after a step beside it that had more rows."""
     rng = np.random.default_rng(4)

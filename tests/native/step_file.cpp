@@ -73,8 +73,8 @@ int main(int argc, char** argv) {
     const auto size = read<std::int64_t>(in);
     tensor.variable = read_bytes(in, size * bytes_of(dtype));
     tensor.gradient = read_bytes(in, size * bytes_of(gradient_dtype));
-    const auto owner = static_cast<std::uint32_t>(arrays.size());
-    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype), 0, owner});
+    const auto number = static_cast<std::uint32_t>(arrays.size());
+    arrays.push_back({tensor.variable.data(), size, 0, dtype, compute_type_of(dtype), 0, number});
     gradients.push_back({tensor.gradient.data(), nullptr, gradient_dtype});
     cost_before.push_back(cost_before.back() + cost_of(arrays.back()));
   }
@@ -94,7 +94,6 @@ int main(int argc, char** argv) {
   step.count = arrays.size();
   settings.carried = 1;
   Norms norms = {};
-  norms.owners = step.count;
   for (settings.t = 1; settings.t <= static_cast<std::uint64_t>(updates); ++settings.t) {
     run(step, target, {}, norms, 1);
     if (rule.carry != nullptr) {

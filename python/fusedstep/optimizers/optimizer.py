@@ -43,7 +43,7 @@ class Optimizer(Declared):
     on GPUs. Gradients are on their variable's device. A step over arrays on one GPU is put on the stream
     that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
     so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
-    decide. Custom rules, and ``lazy`` with sparse gradients, are for arrays on the CPU.
+    decide. Custom rules are for arrays on the CPU.
 
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
@@ -334,7 +334,8 @@ class Optimizer(Declared):
                 first axis, integer indices in any order and as many rows of values; duplicates are
                 summed in the order given. Without ``lazy`` the step is that with zeros in all other
                 rows, to the same bits. With it other rows, their slots and averages are left alone,
-                decay is for the touched rows, norms are of them, and the time is in proportion to them.
+                decay is for the touched rows, norms are those with zeros elsewhere, and the time is in
+                proportion to the touched rows.
                 Of a variable on a GPU, indices (int32 or int64) and values are there, too. The step does not
                 wait to look at the indices: where one lies outside of the variable, its row is left out, and
                 not refused as on the CPU.

@@ -114,6 +114,12 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+# Of lazy steps, which do not accumulate.
+LAZY_OPTIONS: list[dict[str, Any]] = [
+    {"lazy": True, **one} for one in ({}, *OPTIONS) if "gradient_accumulation_steps" not in one
+]
+
+
 def with_arguments(optimizer: Optimizer, **arguments: Any) -> Optimizer:
     """An optimizer like this one, but for the arguments."""
     return type(optimizer).from_config(optimizer.get_config() | arguments)

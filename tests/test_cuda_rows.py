@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import DTYPES, OPTIONS, random_array, with_arguments
+from conftest import DTYPES, LAZY_OPTIONS, OPTIONS, random_array, with_arguments
 from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
@@ -21,10 +21,7 @@ Array = npt.NDArray[Any]
 Rows = tuple[Array, Array]
 
 TILE = 256  # keys that the first pass puts in order
-EVERY_OPTION = [
-    *({}, *OPTIONS),
-    *({"lazy": True, **one} for one in ({}, *OPTIONS) if "gradient_accumulation_steps" not in one),
-]
+EVERY_OPTION = [{}, *OPTIONS, *LAZY_OPTIONS]
 
 
 def id_of(options: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import fusedstep
-from conftest import DTYPES, OPTIONS, VARIANTS, random_array, with_arguments
+from conftest import DTYPES, LAZY_OPTIONS, OPTIONS, VARIANTS, random_array, with_arguments
 from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
 from reference import Reference, assert_same, compute_type, same_bits, sum_of_squares
 
@@ -265,11 +265,7 @@ def sparse(rng: np.random.Generator, rows: int, shape: tuple[int, ...], count: i
     return indices, random_array(rng, (count, *shape), dtype)
 
 
-SPARSE_OPTIONS = [{}, *OPTIONS]
-LAZY_OPTIONS = [{"lazy": True, **one} for one in SPARSE_OPTIONS if "gradient_accumulation_steps" not in one]
-
-
-@pytest.mark.parametrize("options", [*SPARSE_OPTIONS, *LAZY_OPTIONS], ids=id_of)
+@pytest.mark.parametrize("options", [{}, *OPTIONS, *LAZY_OPTIONS], ids=id_of)
 @pytest.mark.parametrize(
     "variant", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.1), AdamW(0.1), Lamb(0.1)], ids=repr
 )

@@ -157,9 +157,8 @@ void CustomRule::update_rows(const Step& step, std::size_t index, const Rows& ro
        py::make_tuple(in_place ? variable.array : array_over(variable.shape, p, scratch_[0]), read_only(indices),
                       read_only(values)),
        step, array);
-  for_rows([&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    finish_elements(step, index, begin, end, p + begin);
-  });
+  for_rows(
+      [&](std::int64_t, std::int64_t begin, std::int64_t end) { finish_elements(step, index, begin, end, p + begin); });
 }
 
 // Calls a method with some arrays and, after them, what all methods get.

@@ -219,10 +219,8 @@ void Plan::update_touched_rows(Step& step, Call& call) {
     const Rows* const rows = array.size == 0 ? nullptr : rows_of_lists(step, i, call);
     const bool visited = step.gradients[i].data != nullptr || visits_all();
     call.touched[i] = rows;
-    const std::uint64_t cost = !visited          ? 0
-                               : rows == nullptr ? cost_of(array)
-                                                 : cost_of(array, rows->count * rows->size);
-    call.cost_before.push_back(call.cost_before.back() + cost);
+    const std::int64_t elements = rows == nullptr ? array.size : rows->count * rows->size;
+    call.cost_before.push_back(call.cost_before.back() + (visited ? cost_of(array, elements) : 0));
   }
   step.touched = call.touched.data();
   step.cost_before = call.cost_before.data();

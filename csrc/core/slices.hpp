@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/gather.hpp"
+#include "core/touched.hpp"
 
 namespace fusedstep {
 

@@ -125,9 +125,7 @@ class Touched {
   FUSEDSTEP_HOST_DEVICE Touched(const Launch& launch, std::uint32_t index)
       : launch_(launch), index_(index), all_(!launch.options.lazy || !has_only_rows()) {}
 
-  FUSEDSTEP_HOST_DEVICE bool any(std::int64_t begin, std::int64_t end) const {
-    return all_ || has_any(begin, end - 1);
-  }
+  FUSEDSTEP_HOST_DEVICE bool any(std::int64_t begin, std::int64_t end) const { return all_ || has_any(begin, end - 1); }
 
   // Of a tile's elements those that come first: all, or of one row. None where there are no more.
   template <int V>

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import DTYPES, OPTIONS, Array, random_array, with_arguments
+from conftest import DTYPES, LAZY_OPTIONS, OPTIONS, Array, random_array, with_arguments
 from fusedstep import SGD, Adam, Lamb, Optimizer
 from gpu.libraries import GPU, assert_same, fresh, host, id_of, loaded, on_gpu, only_cupy
 from gpu.test_graphs import CAPTURES
@@ -34,10 +34,7 @@ def put(library: Any, grads: list[Any]) -> list[Any]:
     ]
 
 
-EVERY_OPTION = [
-    *({}, *OPTIONS),
-    *({"lazy": True, **one} for one in ({}, *OPTIONS) if "gradient_accumulation_steps" not in one),
-]
+EVERY_OPTION = [{}, *OPTIONS, *LAZY_OPTIONS]
 
 
 @pytest.mark.parametrize("options", EVERY_OPTION, ids=id_of)

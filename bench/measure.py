@@ -83,7 +83,9 @@ class Lane:
                 run_for(WARM_UP_SECONDS, self.made)
                 times = run_for(SPINNER_BLOCK_SECONDS, self.made)
             else:
-                times = [self._after(before_each_step(self.condition)) for _ in range(STEPS_OF_A_BLOCK)]
+                renew = self.made.renew if self.condition == "fresh" else None
+                before = renew or before_each_step(self.condition)
+                times = [self._after(before) for _ in range(STEPS_OF_A_BLOCK)]
         self.series.samples.append(median(times))
         self.series.means.append(mean(times))
 
@@ -154,6 +156,8 @@ def prepare(series: Series, measured: Workload, settings: Settings) -> Lane | No
         if available_bytes(settings.device) < MARGIN * measured.held_bytes:
             raise UnavailableError("too little memory is free")
         made = make(series.contestant, measured, threads=settings.threads, device=settings.device)
+        if measured.condition == "fresh" and made.renew is None:
+            raise UnavailableError("its gradients stay in the same arrays")
         made.time(3)
         each = median(run_for(WARM_UP_SECONDS, made))
     except Exception as refusal:  # a peer may raise anything; that is no reason to lose the others' figures

@@ -19,9 +19,9 @@ DTYPES = [*ITEMSIZES, "mixed"]
 STEPS = ["plain", "clip", "clip-ema", "sparse"]
 # pauses: a rest before each step. cold: the caches have other data before each step. spinner: beside a Python
 # thread that never rests. busy: beside a process on every core that never rests. offset: arrays begin one
-# element after a cache line.
-CONDITIONS = ["usual", "pauses", "cold", "spinner", "busy", "offset"]
-ONE_BY_ONE = ["pauses", "cold", "spinner", "busy"]  # each step is timed alone
+# element after a cache line. fresh: each step has its gradients in other arrays than the step before.
+CONDITIONS = ["usual", "pauses", "cold", "fresh", "spinner", "busy", "offset"]
+ONE_BY_ONE = ["pauses", "cold", "fresh", "spinner", "busy"]  # each step is timed alone
 
 TOUCHED = 16  # a sparse step touches one row in so many
 

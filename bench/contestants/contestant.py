@@ -47,6 +47,17 @@ def scaling(gradients: list[Any]) -> Callable[[float], None]:
     return scale
 
 
+def renewing(gradients: list[Any]) -> Callable[[], None]:
+    """A function that puts copies in the places of gradients of NumPy or CuPy."""
+
+    def renew() -> None:
+        gradients[:] = [
+            (one[0], one[1].copy()) if isinstance(one, tuple) else one.copy() for one in gradients
+        ]
+
+    return renew
+
+
 def host_clock(step: Callable[[], object], steps: int) -> Timed:
     """Take some steps, which are done when they return."""
     start = perf_counter()
@@ -67,6 +78,7 @@ class Contestant:
         form: arguments that say in which of its forms the optimizer is: they are for the definition that
             its results are compared with.
         clock: takes some steps and tells the time of one.
+        renew: has the next step find its gradients in other arrays; None where they stay in the same ones.
     """
 
     step: Callable[[], object]
@@ -74,6 +86,7 @@ class Contestant:
     scale: Callable[[float], object]
     form: dict[str, Any] = field(default_factory=dict)
     clock: Callable[[Callable[[], object], int], Timed] = host_clock
+    renew: Callable[[], object] | None = None
 
     def time(self, steps: int) -> Timed:
         """Take some steps."""

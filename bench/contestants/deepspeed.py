@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from bench.contestants.contestant import Contestant, Given, UnavailableError, first_line, import_peer
-from bench.contestants.pytorch import arrays_of, parameters, scaling_of
+from bench.contestants.pytorch import arrays_of, parameters, renewing_of, scaling_of
 
 BUILD_SECONDS = 240
 
@@ -51,4 +51,5 @@ def make(given: Given) -> Contestant:
             )
     except Exception as error:  # whatever goes wrong in its build
         raise UnavailableError(first_line(error)) from error
-    return Contestant(opt.step, lambda: arrays_of(params), scaling_of(given, params))
+    scale, renew = scaling_of(given, params), renewing_of(params)
+    return Contestant(opt.step, lambda: arrays_of(params), scale, renew=renew)

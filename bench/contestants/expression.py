@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench.contestants.contestant import Contestant, Given, scaling
+from bench.contestants.contestant import Contestant, Given, renewing, scaling
 from bench.optimizers import CLIP_NORM, EMA
 
 Array = Any  # of NumPy or CuPy
@@ -96,6 +96,5 @@ def make(xp: Any, given: Given, variables: list[Array], gradients: list[Any]) ->
             for slot, slot_row in zip(s, slot_rows, strict=True):
                 slot[indices] = slot_row
 
-    return Contestant(
-        sparse_step if workload.step == "sparse" else step, lambda: variables, scaling(gradients)
-    )
+    taken = sparse_step if workload.step == "sparse" else step
+    return Contestant(taken, lambda: variables, scaling(gradients), renew=renewing(gradients))

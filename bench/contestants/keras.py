@@ -59,7 +59,8 @@ def make(given: Given, library: str = "keras.optimizers") -> Contestant:
         return _with_tensorflow(given, opt, variables, values, form)
     if backend == "torch":
         import_peer("torch").set_num_threads(given.threads)
-    return Contestant(lambda: opt.apply(gradients, variables), values, scale, form)
+    step = lambda: opt.apply(gradients, variables)  # noqa: E731
+    return Contestant(step, values, scale, form, renew=lambda: scale(1.0))
 
 
 def make_ours(given: Given) -> Contestant:

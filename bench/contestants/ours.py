@@ -1,10 +1,11 @@
 """fusedstep."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import fusedstep
-from bench.contestants.contestant import Contestant, Given, scaling
+from bench.contestants.contestant import Contestant, Given, renewing, scaling
 from bench.optimizers import CLIP_NORM, EMA
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -23,7 +24,13 @@ def build(given: Given) -> fusedstep.Optimizer:
 def make(given: Given) -> Contestant:
     """Step with lists: one call for all arrays."""
     step = partial(build(given).apply, given.gradients, given.variables)
-    return Contestant(step, lambda: given.variables, scaling(given.gradients))
+    return contestant(given, step)
+
+
+def contestant(given: Given, step: Callable[[], object]) -> Contestant:
+    """Say where a step's arrays are."""
+    gradients = given.gradients
+    return Contestant(step, lambda: given.variables, scaling(gradients), renew=renewing(gradients))
 
 
 def make_of_pairs(given: Given) -> Contestant:
@@ -31,4 +38,4 @@ def make_of_pairs(given: Given) -> Contestant:
     opt = build(given)
     pairs = given.gradients, given.variables
     step = lambda: opt.apply_gradients(zip(*pairs, strict=True))  # noqa: E731
-    return Contestant(step, lambda: given.variables, scaling(given.gradients))
+    return contestant(given, step)

@@ -136,6 +136,16 @@ def scaling_of(given: Given, params: list[Any]) -> Callable[[float], None]:
     return scale
 
 
+def renewing_of(params: list[Any]) -> Callable[[], None]:
+    """A function that gives the parameters copies of their gradients."""
+
+    def renew() -> None:
+        for parameter in params:
+            parameter.grad = parameter.grad.clone()
+
+    return renew
+
+
 def make(given: Given, setting: str) -> Contestant:
     """Step on the CPU."""
     import_peer("torch").set_num_threads(given.threads)
@@ -143,7 +153,8 @@ def make(given: Given, setting: str) -> Contestant:
     params = parameters(given)
     opt, form = optimizer(given, params, setting)
     step = step_of(given, params, opt, setting)
-    return Contestant(step, lambda: arrays_of(params), scaling_of(given, params), form)
+    scale, renew = scaling_of(given, params), renewing_of(params)
+    return Contestant(step, lambda: arrays_of(params), scale, form, renew=renew)
 
 
 def make_fused(given: Given) -> Contestant:

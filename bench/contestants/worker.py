@@ -51,13 +51,14 @@ class Worker:
         self, name: str, workload: Workload, threads: int, device: str, learning_rate: float
     ) -> Contestant:
         """Make a contestant there."""
-        number, form = self.ask("make", name, workload, threads, device, learning_rate)
+        number, form, renews = self.ask("make", name, workload, threads, device, learning_rate)
         made = Contestant(
             lambda: self.ask("time", number, 1),
             lambda: self._variables(number),
             lambda factor: self.ask("scale", number, factor),
             form,
             lambda _, steps: self._time(number, steps),
+            (lambda: self.ask("renew", number)) if renews else None,
         )
         weakref.finalize(made, self.ask, "drop", number)  # its arrays go with it
         return made
@@ -105,11 +106,14 @@ def serve(connection: Connection) -> None:
             contestant = make(name, workload, threads=threads, device=device, learning_rate=learning_rate)
             number = max(made, default=0) + 1
             made[number] = contestant
-            return number, contestant.form
+            return number, contestant.form, contestant.renew is not None
         if what == "time":
             return made[arguments[0]].time(arguments[1])
         if what == "scale":
             return made[arguments[0]].scale(arguments[1]) and None
+        if what == "renew":
+            renew = made[arguments[0]].renew
+            return renew and renew() and None
         if what == "variables":
             arrays: Arrays = made[arguments[0]].variables()
             return arrays

@@ -6,6 +6,11 @@ void begin(void) {
   CALLGRIND_ZERO_STATS;
 }
 
+// What comes between two of these is not counted.
+void pause_or_go_on(void) {
+  CALLGRIND_TOGGLE_COLLECT;
+}
+
 void end(void) {
   CALLGRIND_DUMP_STATS;
   CALLGRIND_STOP_INSTRUMENTATION;

@@ -3,11 +3,21 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from itertools import repeat
 
 import fusedstep
 from bench.contestants import FUSEDSTEP, make
 from bench.workloads import workload
+
+Function = Callable[[], object]
+
+
+def contestant(name: str) -> tuple[Function, Function | None]:
+    """The step of a workload, and what comes before each, if anything."""
+    measured = workload(name)
+    made = make(FUSEDSTEP, measured, threads=1)
+    return made.step, made.renew if measured.condition == "fresh" else None
 
 
 def main(library: str, steps: str, *names: str) -> None:
@@ -21,13 +31,17 @@ def main(library: str, steps: str, *names: str) -> None:
     marks = ctypes.CDLL(library)
     fusedstep.set_num_threads(1)
     for name in ("", *names):
-        step = make(FUSEDSTEP, workload(name), threads=1).step if name else lambda: None
+        step, renew = contestant(name) if name else (lambda: None, None)
         for _ in range(3):
             step()
         gc.collect()
         gc.disable()
         marks.begin()
         for _ in repeat(None, int(steps)):
+            if renew is not None:
+                marks.pause_or_go_on()
+                renew()
+                marks.pause_or_go_on()
             step()
         marks.end()
         gc.enable()

@@ -99,10 +99,13 @@ bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view, d
   return true;
 }
 
-// The exchange APIs of the types seen so far; null for types that have none.
+// The exchange API of an object's type; null where it has none. Those of the types seen so far are remembered, and
+// the last type without.
 const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
   static std::vector<std::pair<PyTypeObject*, const dlpack::ExchangeApi*>> seen;
+  static PyTypeObject* without = nullptr;
   PyTypeObject* const type = Py_TYPE(object);
+  if (type == without) return nullptr;
   for (const auto& [known, api] : seen) {
     if (known == type) return api;
   }
@@ -115,9 +118,12 @@ const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
     while (api != nullptr && api->version.major != 1) api = api->older;
   }
   if (api != nullptr && api->tensor_of == nullptr) api = nullptr;
+  handle.inc_ref();  // types that are remembered stay
   if (api != nullptr) {
-    handle.inc_ref();  // types that are remembered stay
     seen.emplace_back(type, api);
+  } else {
+    Py_XDECREF(without);
+    without = type;
   }
   return api;
 }
@@ -135,18 +141,25 @@ bool read_exchanged(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   return exchange(object, tensor) && read_tensor(tensor, true, view, dtype);
 }
 
-// Of NumPy's own dtype object.
-bool type_of(py::handle dtype, dlpack::DataType& result) {
-  const std::string name = py::str(dtype.attr("name"));
-  const auto* const found = std::ranges::find(all_dtypes, name, [](DType one) { return name_of(one); });
-  if (found != std::end(all_dtypes)) {
-    result = dlpack::type_of(*found);
-  } else if (name == "int32" || name == "int64") {
-    result = name == "int32" ? of_int32 : of_int64;
-  } else {
-    return false;
+// Whether NumPy's number for ml_dtypes.bfloat16 became known just now.
+bool learn_bfloat16() {
+  const py::dict modules = loaded_modules();
+  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
+  if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
+  bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
+  return true;
+}
+
+bool type_of(const py::dtype& dtype, dlpack::DataType& result) {
+  DType known;
+  if (read_dtype(dtype.ptr(), known) || (learn_bfloat16() && read_dtype(dtype.ptr(), known))) {
+    result = dlpack::type_of(known);
+    return true;
   }
-  return dtype.attr("isnative").cast<bool>();
+  const int number = dtype.normalized_num();
+  if (number != npy_api::NPY_INT32_ && number != npy_api::NPY_INT64_) return false;
+  result = number == npy_api::NPY_INT32_ ? of_int32 : of_int64;
+  return dtype.byteorder() != '>';
 }
 
 bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
@@ -156,6 +169,21 @@ bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
   for (std::size_t i = 0; i < items.size(); ++i) to[i] = items[i].cast<py::ssize_t>();
   return true;
 }
+
+// An attribute, whose name is made once.
+class Attribute {
+ public:
+  explicit Attribute(const char* name) : name_(PyUnicode_InternFromString(name)) {}
+
+  py::object of(py::handle object) const {
+    PyObject* const value = PyObject_GetAttr(object.ptr(), name_);
+    if (value == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+
+ private:
+  PyObject* name_;
+};
 
 PyTypeObject* cupy_type = nullptr;  // cupy.ndarray, once that package was seen
 
@@ -169,15 +197,17 @@ bool is_of_cupy(PyObject* object) {
 }
 
 bool read_cupy(py::handle array, HeldView& view, dlpack::DataType& dtype) {
-  if (!type_of(array.attr("dtype"), dtype)) return false;
-  const py::object memory = array.attr("data");
+  static const Attribute its_dtype("dtype"), its_shape("shape"), its_strides("strides"), its_memory("data");
+  static const Attribute its_address("ptr"), its_device("device_id");
+  if (!type_of(its_dtype.of(array), dtype)) return false;
   py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
-  if (!read_numbers(array.attr("shape"), view.numbers.data(), view.ndim)) return false;
-  read_numbers(array.attr("strides"), strides, view.ndim);
-  view.data = reinterpret_cast<char*>(memory.attr("ptr").cast<std::uintptr_t>());
+  if (!read_numbers(its_shape.of(array), view.numbers.data(), view.ndim)) return false;
+  read_numbers(its_strides.of(array), strides, view.ndim);
+  const py::object memory = its_memory.of(array);
+  view.data = reinterpret_cast<char*>(its_address.of(memory).cast<std::uintptr_t>());
   view.shape = view.numbers.data();
   view.strides = strides;
-  view.device = memory.attr("device_id").cast<Device>();
+  view.device = its_device.of(memory).cast<Device>();
   view.flags = flags_of(view, dtype.bits / 8, true);
   return true;
 }
@@ -254,11 +284,7 @@ bool read_numpy(PyObject* object, HeldView& view) {
                                      view.dtype,  on_cpu};
     return true;
   }
-  const py::dict modules = loaded_modules();
-  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
-  if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
-  bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
-  return read_plain_array(object, view);
+  return learn_bfloat16() && read_plain_array(object, view);
 }
 
 }  // namespace

@@ -62,23 +62,28 @@ extern PyObject* array_type;  // numpy.ndarray
 extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; -1 before
 void import_numpy();
 
+// Of NumPy's own dtype object; false for those that no variable has, or that were not seen before.
+inline bool read_dtype(const PyObject* object, DType& dtype) {
+  const auto* read = py::detail::array_descriptor_proxy(object);
+  constexpr int float16_number = 23;  // NPY_HALF, which pybind11 does not name
+  switch (read->type_num) {
+    case py::detail::npy_api::NPY_FLOAT_: dtype = DType::float32; break;
+    case py::detail::npy_api::NPY_DOUBLE_: dtype = DType::float64; break;
+    case float16_number: dtype = DType::float16; break;
+    default:
+      if (read->type_num != bfloat16_number) return false;
+      dtype = DType::bfloat16;
+  }
+  return read->byteorder != '>';  // the machines that this is made for are little-endian
+}
+
 // Reads an array that is of numpy.ndarray itself and of a dtype seen before; false for all others.
 // Only memory is read, so that any thread may do this while another one has the GIL.
 inline bool read_plain_array(PyObject* object, ArrayView& view) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) return false;
   const auto* array = py::detail::array_proxy(object);
   view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32, on_cpu};
-  const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
-  constexpr int float16_number = 23;  // NPY_HALF, which pybind11 does not name
-  switch (dtype->type_num) {
-    case py::detail::npy_api::NPY_FLOAT_: view.dtype = DType::float32; break;
-    case py::detail::npy_api::NPY_DOUBLE_: view.dtype = DType::float64; break;
-    case float16_number: view.dtype = DType::float16; break;
-    default:
-      if (dtype->type_num != bfloat16_number) return false;
-      view.dtype = DType::bfloat16;
-  }
-  return dtype->byteorder != '>';  // the machines that this is made for are little-endian
+  return read_dtype(array->descr, view.dtype);
 }
 
 // False where the object is no array, masked (its mask would be ignored), or of another dtype. NumPy's arrays, and

@@ -129,7 +129,15 @@ class Plan {
   bool is_used_in_place(const ArrayView& view) const {
     return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
   }
-  bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const;
+  // Whether memory lies between two neighbours in written_.
+  bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
+    return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
+  }
+  std::size_t find_gap(std::size_t index, std::uintptr_t begin);
+  // Whether no step writes a gradient's memory. It often lies where it lay last time.
+  bool is_only_read(std::size_t index, std::uintptr_t begin, std::uintptr_t end) {
+    return lies_in_gap(gap_[index], begin, end) || lies_in_gap(find_gap(index, begin), begin, end);
+  }
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
   bool take_ordinary_with_care(PyObject* gradient, std::size_t index);

@@ -69,9 +69,10 @@ bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
          view.has_shape(built.ndim, shape_of(built)) && view.contiguous() && view.aligned() && view.writeable();
 }
 
-// Whether memory lies between two neighbours in written_.
-bool Plan::lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
-  return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
+// Where in written_ a gradient lies now.
+[[gnu::noinline]] std::size_t Plan::find_gap(std::size_t index, std::uintptr_t begin) {
+  const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
+  return gap_[index] = static_cast<std::size_t>(after - written_.begin());
 }
 
 void Plan::set_gradient(std::size_t index, Gradient gradient) {
@@ -98,7 +99,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   }
   const std::uintptr_t begin = address(view.data);
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!lies_in_gap(gap_[index], begin, begin + bytes)) return false;
+  if (!is_only_read(index, begin, begin + bytes)) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
@@ -183,10 +184,8 @@ void Plan::check_learning_rate(double learning_rate) const {
 void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what,
                          bool may_be_variable) {
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  if (bytes == 0 || lies_in_gap(gap_[index], begin, end)) return;
-  const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
-  gap_[index] = static_cast<std::size_t>(after - written_.begin());
-  if (lies_in_gap(gap_[index], begin, end)) return;
+  if (bytes == 0 || is_only_read(index, begin, end)) return;
+  const Written* const after = &written_[gap_[index]];
   // Its very own variable is read before it is written, element by element; rows are not, where they are in any order.
   if (may_be_variable && after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin &&
       after->end == end)

@@ -411,6 +411,12 @@ bool read_scalar(PyObject* object, HeldView& view) {
 }
 
 py::object contiguous_copy(py::handle array, const ArrayView& view, const std::string& what) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())) == array_type) {
+    constexpr int row_major = 0;  // NPY_CORDER
+    const auto copy = py::reinterpret_steal<py::object>(npy_api::get().PyArray_NewCopy_(array.ptr(), row_major));
+    if (!copy) throw py::error_already_set();
+    return copy;
+  }
   if (npy_api::get().PyArray_Check_(array.ptr())) {
     return py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
   }

@@ -175,8 +175,10 @@ class Plan {
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
   void set_gradient(std::size_t index, Gradient gradient);
-  void check_overlap(const char* begin, std::int64_t bytes, std::size_t index, const std::string& what,
-                     bool may_be_variable = true);
+  // Whether a step can read a gradient from this memory: it writes none of it, or its very own variable's, whose
+  // elements are read before they are written where they are in order.
+  bool may_read(const char* data, std::int64_t bytes, std::size_t index, bool element_by_element);
+  [[noreturn]] void refuse_overlap(std::size_t index, const std::string& what, bool element_by_element) const;
 
   std::string optimizer_;
   std::string who_;  // how its refusals begin

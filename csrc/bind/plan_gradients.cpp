@@ -97,7 +97,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
                  ", its variable has " + std::to_string(rows_of_variable) + " rows: indices must lie in [0, " +
                  std::to_string(rows_of_variable) + ")");
   }
-  check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what);
+  if (!may_read(view.data, view.size() * bytes_of(view.dtype), index, true)) refuse_overlap(index, what, true);
 
   GivenRows& given = call.rows.emplace_back();
   const ComputeType compute = arrays_[index].compute;
@@ -148,7 +148,7 @@ Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, st
     refuse_value(what + " has " + std::to_string(count) + " rows and its variable " + std::to_string(rows_of_variable) +
                  ", but on a GPU their product must be less than 2^63; pass a dense gradient");
   }
-  check_overlap(view.data, view.size() * bytes_of(view.dtype), index, what, false);
+  if (!may_read(view.data, view.size() * bytes_of(view.dtype), index, false)) refuse_overlap(index, what, false);
   for (const py::object& owner : {indices.owner, view.owner}) {
     if (owner) call.copies.push_back(owner);
   }

@@ -181,34 +181,36 @@ void Plan::check_learning_rate(double learning_rate) const {
                (multiplied ? " * " + std::string(py::str(py::float_(bad->multiplier))) : ""));
 }
 
-void Plan::check_overlap(const char* data, std::int64_t bytes, std::size_t index, const std::string& what,
-                         bool may_be_variable) {
+bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool element_by_element) {
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  if (bytes == 0 || is_only_read(index, begin, end)) return;
-  const Written* const after = &written_[gap_[index]];
-  // Its very own variable is read before it is written, element by element; rows are not, where they are in any order.
-  if (may_be_variable && after->index == static_cast<std::ptrdiff_t>(index) && after->begin == begin &&
-      after->end == end)
-    return;
-  const auto other = static_cast<std::size_t>(after->index);
+  if (bytes == 0 || is_only_read(index, begin, end)) return true;
+  const Written& other = written_[gap_[index]];
+  return element_by_element && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == begin &&
+         other.end == end;
+}
+
+void Plan::refuse_overlap(std::size_t index, const std::string& what, bool element_by_element) const {
+  const std::ptrdiff_t written = written_[gap_[index]].index;
+  const auto other = static_cast<std::size_t>(written);
   refuse_value(what + " shares memory with " +
-               (after->index == slots_index ? std::string("a slot")
-                : other == index            ? std::string(may_be_variable ? "a part of " : "") + "its own variable"
-                                            : label("variables", other, other)) +
+               (written == slots_index ? std::string("a slot")
+                : other == index       ? std::string(element_by_element ? "a part of " : "") + "its own variable"
+                                       : label("variables", other, other)) +
                ", which this step writes; pass g.copy()");
 }
 
 Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list,
                              Call& call) {
   if (PyTuple_Check(gradient)) return take_rows(gradient, index, position, list, call);
-  const std::string what = who_ + label(list, position, index);
+  const auto what = [&] { return who_ + label(list, position, index); };  // takes longer than all the rest
   const Built& built = built_[index];
   HeldView view;
   if (!read_array(gradient, view)) {
-    if (!(built.ndim == 0 && read_scalar(gradient, view))) refuse_array(gradient, what, "gradient");
+    if (!(built.ndim == 0 && read_scalar(gradient, view))) refuse_array(gradient, what(), "gradient");
   }
   if (!view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", its variable has " + text_of_shape(built));
+    refuse_value(what() + " has shape " + text_of(view.ndim, view.shape) + ", its variable has " +
+                 text_of_shape(built));
   }
   if (view.device != built.device) {
     const char* const advice = built.device == on_cpu ? "cupy.asnumpy(g)" : "a gradient on the variable's device";
@@ -216,12 +218,12 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
                  name_of(view.device) + "; pass " + advice);
   }
   const bool clears = options_.clears_gradients;
-  if (clears && !view.writeable()) refuse_value(what + " is read-only, but this step sets it to zero; pass g.copy()");
+  if (clears && !view.writeable()) refuse_value(what() + " is read-only, but this step sets it to zero; pass g.copy()");
   if (!view.contiguous() || !view.aligned()) {
-    read_contiguous_copy(gradient, view, what);
+    read_contiguous_copy(gradient, view, what());
     if (clears) call.copied.push_back(py::reinterpret_borrow<py::object>(gradient));
-  } else {
-    check_overlap(view.data, arrays_[index].size * bytes_of(view.dtype), index, what, !clears);
+  } else if (!may_read(view.data, arrays_[index].size * bytes_of(view.dtype), index, !clears)) {
+    refuse_overlap(index, what(), !clears);
   }
   if (view.owner) call.copies.push_back(view.owner);
   return {view.data, nullptr, view.dtype};

@@ -10,6 +10,65 @@ std::string type_of(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__name__"));
 }
 
+bool is_branch(PyObject* object) {
+  return PyList_Check(object) || PyTuple_Check(object) ||
+         PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_DICT_SUBCLASS | Py_TPFLAGS_MAPPING) != 0;
+}
+
+// One call deeper, as Python counts them: what contains itself has no end.
+class Deeper {
+ public:
+  Deeper() {
+    if (Py_EnterRecursiveCall(" in nested dicts and lists")) throw py::error_already_set();
+  }
+  ~Deeper() { Py_LeaveRecursiveCall(); }
+  Deeper(const Deeper&) = delete;
+  Deeper& operator=(const Deeper&) = delete;
+};
+
+// Walks through two trees at once. No code runs that might change them: what is not of Python's own is left to others.
+class Pairing {
+ public:
+  py::list leaves, others;
+
+  bool add(PyObject* tree, PyObject* other) {
+    if (!is_branch(tree)) {
+      if (is_branch(other) && !PyTuple_CheckExact(other)) return false;  // a gradient may be a tuple
+      leaves.append(py::handle(tree));
+      others.append(py::handle(other));
+      return true;
+    }
+    const Deeper deeper;
+    if (PyDict_CheckExact(tree) && PyDict_CheckExact(other)) return add_all_of_dict(tree, other);
+    return is_sequence(tree) && is_sequence(other) && add_all_of_sequence(tree, other);
+  }
+
+ private:
+  static bool is_sequence(PyObject* object) { return PyList_CheckExact(object) || PyTuple_CheckExact(object); }
+
+  bool add_all_of_dict(PyObject* tree, PyObject* other) {
+    if (PyDict_GET_SIZE(tree) != PyDict_GET_SIZE(other)) return false;
+    py::ssize_t position = 0;
+    PyObject *key, *child;
+    while (PyDict_Next(tree, &position, &key, &child)) {
+      if (!PyUnicode_CheckExact(key)) return false;
+      PyObject* const in_its_place = PyDict_GetItemWithError(other, key);
+      if (in_its_place == nullptr && PyErr_Occurred()) throw py::error_already_set();
+      if (in_its_place == nullptr || !add(child, in_its_place)) return false;
+    }
+    return true;
+  }
+
+  bool add_all_of_sequence(PyObject* tree, PyObject* other) {
+    const py::ssize_t size = PySequence_Fast_GET_SIZE(tree);
+    if (size != PySequence_Fast_GET_SIZE(other)) return false;
+    for (py::ssize_t i = 0; i < size; ++i) {
+      if (!add(PySequence_Fast_GET_ITEM(tree, i), PySequence_Fast_GET_ITEM(other, i))) return false;
+    }
+    return true;
+  }
+};
+
 }  // namespace
 
 py::object items_of(const py::object& iterable, const std::string& what) {
@@ -52,6 +111,12 @@ py::tuple unzip(const py::object& pairs, const std::string& who) {
   }
   if (PyErr_Occurred()) throw py::error_already_set();
   return py::make_tuple(gradients, variables);
+}
+
+std::optional<std::pair<py::list, py::list>> pair_up(const py::object& tree, const py::object& other) {
+  Pairing pairing;
+  if (!pairing.add(tree.ptr(), other.ptr())) return std::nullopt;
+  return std::pair(std::move(pairing.leaves), std::move(pairing.others));
 }
 
 std::pair<py::list, std::vector<std::size_t>> attributes_of(const py::list& arrays, const py::str& name) {

@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +53,10 @@ class Items {
 
 // The gradients and the variables of (gradient, variable) pairs, from any iterable, which is read once.
 py::tuple unzip(const py::object& pairs, const std::string& who);
+
+// The leaves of nested dicts, lists and tuples, and what another tree has in their places; None where that has other
+// keys, or where not all is plain.
+std::optional<std::pair<py::list, py::list>> pair_up(const py::object& tree, const py::object& other);
 
 // An attribute of each of some arrays, None where it is, and which of them have None.
 std::pair<py::list, std::vector<std::size_t>> attributes_of(const py::list& arrays, const py::str& name);

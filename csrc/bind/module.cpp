@@ -115,6 +115,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("is_on_device", [](py::handle object) { return is_on_device(object.ptr()); }, py::arg("object"));
   module.def("attributes_of", &attributes_of, py::arg("arrays"), py::arg("name"));
   module.def("items_of", &items_of, py::arg("iterable"), py::arg("what"));
+  module.def("pair_up", &pair_up, py::arg("tree"), py::arg("other"));
   module.def("norm_of", &norm_of, py::arg("gradients"), py::arg("who"));
   module.def("unzip", &unzip, py::arg("pairs"), py::arg("who"));
 

@@ -19,7 +19,7 @@ from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
 from fusedstep.optimizers.losses import value_and_gradients
 from fusedstep.optimizers.state import DynamicScale, PlanState
-from fusedstep.structure import flatten, in_order_of
+from fusedstep.structure import flatten, in_order_of, pair_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -388,10 +388,10 @@ class Optimizer(Declared):
             return self._build_and_apply(None, variables, lists, mean)
         if isinstance(variables, Mapping):
             arrays = flatten(variables, who)
-            lists = [in_order_of(list(arrays), flatten(one, who), who) for one in lists]
+            lists = [in_order_of(list(arrays), one, who) for one in lists]
             variables = list(arrays.values())
         elif isinstance(lists[0], Mapping):
-            lists = [in_order_of(self._plan.names, flatten(one, who), who) for one in lists]
+            lists = [in_order_of(self._plan.names, one, who) for one in lists]
         plan = self._plan
         if variables is not None:
             variables = _native.items_of(variables, f"{who}: variables")
@@ -510,11 +510,10 @@ class Optimizer(Declared):
             )
         if self._plan is None:
             return self._build_and_apply(grads, variables)
-        gradients = flatten(grads, who)
-        if variables is not None:
-            arrays = flatten(variables, who)
-            return self.apply(in_order_of(list(arrays), gradients, who), list(arrays.values()))
-        return self.apply(in_order_of(self._plan.names, gradients, who))
+        if variables is None:
+            return self.apply(in_order_of(self._plan.names, grads, who))
+        arrays, gradients = pair_up(variables, grads, who)
+        return self.apply(gradients, arrays)
 
     def _learning_rate_for(self, plan: _native.Plan) -> Any:
         """Return what a step takes: a number, or an array on the variables' device."""

@@ -1,0 +1,121 @@
+"""Nested dicts and lists of variables and gradients: which array is whose gradient."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusedstep import SGD
+from fusedstep.structure import flatten, in_order_of, pair_up
+
+NAMES = st.text("ab", min_size=1, max_size=2)
+TREES = st.dictionaries(
+    NAMES,
+    st.recursive(
+        st.integers(),
+        lambda inner: (
+            st.dictionaries(NAMES, inner) | st.lists(inner, max_size=3).map(tuple) | st.lists(inner)
+        ),
+        max_leaves=8,
+    ),
+    max_size=4,
+)
+
+
+def numbered(tree: Any, count: list[int]) -> Any:
+    """The same tree, with arrays that have a number each."""
+    if isinstance(tree, dict):
+        return {key: numbered(child, count) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(numbered(child, count) for child in tree)
+    count[0] += 1
+    return np.array(float(count[0]))
+
+
+def mirrored(tree: Any) -> Any:
+    """The same tree with its keys in another order, lists for tuples, and the negatives of its arrays."""
+    if isinstance(tree, dict):
+        return {key: mirrored(child) for key, child in reversed(tree.items())}
+    if isinstance(tree, (list, tuple)):
+        return [mirrored(child) for child in tree]
+    return -tree
+
+
+@given(TREES)
+def test_every_variable_finds_its_gradient(tree: dict[str, Any]) -> None:
+    """At once, by names, and by the names of a build, which are what is between the slashes."""
+    variables = numbered(tree, [0])
+    gradients = mirrored(variables)
+    found, theirs = pair_up(variables, gradients, "")
+    assert [float(one) for one in found] == list(range(1, len(found) + 1))
+    assert [float(one) for one in theirs] == [-float(one) for one in found]
+    names = flatten(variables, "")
+    assert [float(one) for one in names.values()] == [float(one) for one in found]
+    assert in_order_of(list(names), gradients, "") == theirs
+    by_name = {name: -one for name, one in names.items()}
+    assert [float(one) for one in pair_up(variables, by_name, "")[1]] == [float(one) for one in theirs]
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, MappingProxyType], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("both", [True, False], ids=["both", "gradients alone"])
+def test_mappings_of_all_kinds(kind: Callable[[Any], Any], both: bool) -> None:
+    a, b, c = np.zeros(2), np.zeros(3), np.zeros(())
+    variables = kind({"dense": kind({"kernel": a, "bias": b}), "scale": [c]})
+    grads = kind({"scale": (np.array(3.0),), "dense": kind({"bias": np.full(3, 2.0), "kernel": None})})
+    opt = SGD(1.0)
+    opt.build(variables)
+    opt.apply(grads, variables if both else None)
+    assert (a.tolist(), b.tolist(), float(c)) == ([0, 0], [-2, -2, -2], -3)
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both", "gradients alone"])
+def test_rows_have_a_name(both: bool) -> None:
+    """The tuple of a sparse gradient stands where its variable stands."""
+    table, bias = np.zeros((4, 2)), np.zeros(2)
+    variables = {"embedding": {"table": table}, "bias": bias}
+    opt = SGD(1.0)
+    opt.build(variables)
+    grads = {"bias": np.ones(2), "embedding": {"table": (np.array([2]), np.ones((1, 2)))}}
+    opt.apply(grads, variables if both else None)
+    assert table[:, 0].tolist() == [0, 0, -1, 0]
+    assert bias.tolist() == [-1, -1]
+    opt.apply(
+        {"bias": None, "embedding/table": (np.array([0]), np.ones((1, 2)))}, variables if both else None
+    )
+    assert table[:, 0].tolist() == [-1, 0, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("grads", "sentence"),
+    [
+        ({"a": [1.0]}, "missing are ['b/0'], unknown are []"),
+        ({"a": [1.0], "b": {}}, "missing are ['b/0'], unknown are []"),
+        ({"a": [1.0, 2.0], "b": [1.0]}, "missing are [], unknown are ['a/1']"),
+        ({"a": [1.0], "b": [1.0], "c": {"d": 1.0}}, "missing are [], unknown are ['c/d']"),
+        ({"a": [[1.0]], "b": [1.0]}, "missing are ['a/0'], unknown are ['a/0/0']"),
+        ({"a": [{"x": 1.0}], "b": [1.0]}, "missing are ['a/0'], unknown are ['a/0/x']"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("both", [True, False], ids=["both", "gradients alone"])
+def test_other_names_are_refused(grads: dict[str, Any], sentence: str, both: bool) -> None:
+    opt, variables = SGD(1.0), {"a": [np.zeros(())], "b": [np.zeros(())]}
+    opt.build(variables)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        opt.apply(grads, variables if both else None)
+    assert variables["a"] == variables["b"] == [0.0]
+
+
+def test_what_contains_itself_has_no_end() -> None:
+    tree: dict[str, Any] = {"a": np.zeros(1)}
+    opt = SGD(1.0)
+    opt.build(dict(tree))
+    tree["b"] = tree
+    with pytest.raises(RecursionError):
+        opt.apply(tree, tree)

@@ -1,6 +1,7 @@
 #include "bind/norm.hpp"
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "bind/arrays.hpp"
@@ -19,12 +20,14 @@ struct Given {
   std::vector<py::object> owners;  // of what the gradients' pointers point to
 };
 
-void take(py::handle gradient, const std::string& what, Given& given) {
+void take(const py::list& gradients, std::size_t index, const std::string& who, Given& given) {
+  const py::handle gradient = gradients[index];
+  const auto what = [&] { return who + "[" + std::to_string(index) + "]"; };
   HeldView view;
   if (!read_array(gradient.ptr(), view) && !read_scalar(gradient.ptr(), view)) {
-    refuse_array(gradient, what, "gradient");
+    refuse_array(gradient, what(), "gradient");
   }
-  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(gradient.ptr(), view, what);
+  if (!view.contiguous() || !view.aligned()) read_contiguous_copy(gradient.ptr(), view, what());
   Array array = {};
   array.size = view.size();
   array.dtype = view.dtype;
@@ -66,10 +69,15 @@ double norm_of(const py::list& gradients, const std::string& who) {
       given.arrays.emplace_back();
       given.gradients.push_back({nullptr, nullptr, DType::float32});
     } else {
-      take(gradients[i], who + "[" + std::to_string(i) + "]", given);
+      take(gradients, i, who, given);
     }
   }
-  const py::gil_scoped_release released;
+  // Some threads wait 5 ms until they get the GIL back; so many elements take about one.
+  constexpr std::int64_t worth_a_release = std::int64_t{1} << 22;
+  std::int64_t elements = 0;
+  for (const Array& array : given.arrays) elements += array.size;
+  std::optional<py::gil_scoped_release> released;
+  if (elements >= worth_a_release) released.emplace();
   const DefaultFloatEnvironment environment;
   return norm_of(given);
 }

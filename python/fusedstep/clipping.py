@@ -18,6 +18,7 @@ from fusedstep.intervals import real_in
 Array = npt.NDArray[Any]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+NATIVE = {np.dtype(name) for name in DTYPES[:3]}  # at a glance: a dtype's name takes longer than a norm
 
 
 def clip_by_value(x: Any, low: float, high: float) -> Array | None:
@@ -76,7 +77,9 @@ def clip_by_norm(x: Any, clip_norm: float) -> Array | None:
     if x is None:
         return None
     array = _checked(x, f"{who}: x")
-    return _times(array, _factor(_native.norm_of([array], f"{who}: x"), largest))
+    factor = _factor(_native.norm_of([array], f"{who}: x"), largest)
+    with np.errstate(all="ignore"):
+        return _times(array, factor)
 
 
 def clip_by_global_norm(gradients: Iterable[Any], clip_norm: float) -> tuple[list[Array | None], float]:
@@ -103,7 +106,8 @@ def clip_by_global_norm(gradients: Iterable[Any], clip_norm: float) -> tuple[lis
     arrays = _all_checked(gradients, who)
     norm = _native.norm_of(arrays, f"{who}: gradients")
     factor = _factor(norm, largest)
-    return [None if array is None else _times(array, factor) for array in arrays], norm
+    with np.errstate(all="ignore"):
+        return [None if array is None else _times(array, factor) for array in arrays], norm
 
 
 def global_norm(gradients: Iterable[Any]) -> float:
@@ -121,6 +125,10 @@ def global_norm(gradients: Iterable[Any]) -> float:
     return _native.norm_of(_all_checked(gradients, "global_norm"), "global_norm: gradients")
 
 
+def _is_plain(x: Any) -> bool:
+    return type(x) is np.ndarray and x.dtype in NATIVE
+
+
 def _checked(x: Any, what: str) -> Any:
     is_array = isinstance(x, (np.ndarray, np.generic)) and not isinstance(x, np.ma.MaskedArray)
     if not is_array or x.dtype.name not in DTYPES or not x.dtype.isnative:
@@ -131,7 +139,9 @@ def _checked(x: Any, what: str) -> Any:
 
 def _all_checked(gradients: Iterable[Any], who: str) -> list[Any]:
     items = _native.items_of(gradients, f"{who}: gradients")
-    return [None if x is None else _checked(x, f"{who}: gradients[{i}]") for i, x in enumerate(items)]
+    return [
+        x if x is None or _is_plain(x) else _checked(x, f"{who}: gradients[{i}]") for i, x in enumerate(items)
+    ]
 
 
 def _factor(norm: float, largest: float) -> float:
@@ -142,6 +152,5 @@ def _times(x: Any, factor: float) -> Array:
     """The product in the compute type, rounded once to the array's own."""
     product = np.empty(x.shape, x.dtype)
     compute = np.float64 if x.dtype == np.float64 else np.float32
-    with np.errstate(all="ignore"):
-        np.multiply(x, compute(factor), out=product, dtype=compute, casting="unsafe")
+    np.multiply(x, compute(factor), out=product, dtype=compute, casting="unsafe")
     return product

@@ -160,6 +160,7 @@ SETS: dict[str, tuple[str, list[Group]]] = {
         "what the project's goals are about",
         [
             ["1000x256", "1x256000"],
+            ["1000x256-fresh"],
             ["10000x64", "10000x64-spinner"],
             ["1x64", "1x64-spinner"],
             ["1000x256-pauses", "1x1000000-pauses"],
@@ -179,6 +180,7 @@ SETS: dict[str, tuple[str, list[Group]]] = {
             ["1x64"],
             ["400x64"],
             ["1000x256-adamw"],
+            ["1000x256-adamw-fresh"],
             ["1000x256-rmsprop"],
             ["resnet50-adamw"],
             ["gpt2-adamw"],

@@ -66,6 +66,8 @@ def error(name: str, workload: Workload, threads: int, device: str = "cpu") -> f
     for _ in range(STEPS):
         contestant.step()
         contestant.scale(FACTOR)
+        if contestant.renew is not None:
+            contestant.renew()
     expected = definition(small, contestant.form)
     found = [np.asarray(variable).astype(np.float64) for variable in contestant.variables()]
     return max(float(np.max(np.abs(p - q) / np.abs(p))) for p, q in zip(expected, found, strict=True))

@@ -157,7 +157,7 @@ def prepare(series: Series, measured: Workload, settings: Settings) -> Lane | No
             raise UnavailableError("too little memory is free")
         made = make(series.contestant, measured, threads=settings.threads, device=settings.device)
         if measured.condition == "fresh" and made.renew is None:
-            raise UnavailableError("its gradients stay in the same arrays")
+            raise UnavailableError("has no step whose gradients are in other arrays")
         made.time(3)
         each = median(run_for(WARM_UP_SECONDS, made))
     except Exception as refusal:  # a peer may raise anything; that is no reason to lose the others' figures

@@ -96,8 +96,9 @@ class Workload:
     @cached_property
     def held_bytes(self) -> int:
         """The bytes of one contestant's variables, gradients and slots."""
+        of_gradients = 2 if self.condition == "fresh" else 1  # the former ones are there as others are made
         return sum(
-            math.prod(shape) * (2 * itemsize + self.slots * slot_bytes(itemsize))
+            math.prod(shape) * ((1 + of_gradients) * itemsize + self.slots * slot_bytes(itemsize))
             for shape, itemsize in zip(self.shapes, self.itemsizes, strict=True)
         )
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
-from fusedstep import Ftrl, Lamb, Optimizer
+from fusedstep import Adam, Ftrl, Lamb, Optimizer
 from reference import Reference, assert_same, same_bits
 
 
@@ -126,3 +126,30 @@ def test_configurations_round_trip(optimizer: Optimizer) -> None:
     twin = type(optimizer).from_config(optimizer.get_config())
     assert twin.get_config() == optimizer.get_config()
     assert repr(twin) == repr(optimizer)
+
+
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided ones among them"])
+def test_where_gradients_lie_does_not_matter(contiguous: bool, threads: int) -> None:
+    """Other arrays at each step, between the variables' memory and slots, or onto them, which is refused."""
+    rng = np.random.default_rng(5)
+    memory = np.zeros((2000, 2, 4, 16), np.float32)  # of each variable, and of a gradient beside it
+    variables = list(memory[:, 0])
+    optimizer, twin = Adam(0.01), Adam(0.01)
+    optimizer.build(variables)
+    expected = [variable.copy() for variable in variables]
+    for step in range(6):
+        grads = list(random_array(rng, (2000, 4, 16), np.float32))
+        places = rng.permutation(2000) if step % 2 else np.arange(2000)
+        found: list[Any] = []
+        for place, gradient in zip(places, grads, strict=True):
+            memory[place, 1] = gradient
+            found.append(memory[place, 1])
+        if not contiguous:
+            found[7::500] = [np.asfortranarray(one) for one in found[7::500]]
+        bad, before = rng.integers(2000), memory.tobytes()
+        with pytest.raises(ValueError, match=rf"grads\[{bad}\] shares memory with"):
+            optimizer.apply([*found[:bad], memory[bad - 1, 0], *found[bad + 1 :]])
+        assert memory.tobytes() == before
+        assert optimizer.apply(found) == step + 1
+        twin.apply(grads, expected)
+    assert all(same_bits(ours, theirs) for ours, theirs in zip(variables, expected, strict=True))

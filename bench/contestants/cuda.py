@@ -109,7 +109,7 @@ def _on_gpu(made: Contestant, variables: list[Any]) -> Contestant:
 
 
 def make_fusedstep(given: Given) -> Contestant:
-    """Step over CuPy's arrays in one call; gradients are in the same arrays each time."""
+    """Step over CuPy's arrays in one call."""
     return _on_gpu(ours.make(given), given.variables)
 
 

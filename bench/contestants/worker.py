@@ -113,7 +113,8 @@ def serve(connection: Connection) -> None:
             return made[arguments[0]].scale(arguments[1]) and None
         if what == "renew":
             renew = made[arguments[0]].renew
-            return renew and renew() and None
+            assert renew is not None
+            return renew() and None
         if what == "variables":
             arrays: Arrays = made[arguments[0]].variables()
             return arrays

@@ -100,7 +100,7 @@ bool read_tensor(const dlpack::Tensor& tensor, bool writeable, HeldView& view, d
 }
 
 // The exchange API of an object's type; null where it has none. Those of the types seen so far are remembered, and
-// the last type without.
+// the last type without, which is taken not to get one later.
 const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
   static std::vector<std::pair<PyTypeObject*, const dlpack::ExchangeApi*>> seen;
   static PyTypeObject* without = nullptr;
@@ -122,8 +122,7 @@ const dlpack::ExchangeApi* exchange_api_of(PyObject* object) {
   if (api != nullptr) {
     seen.emplace_back(type, api);
   } else {
-    Py_XDECREF(without);
-    without = type;
+    Py_XSETREF(without, type);
   }
   return api;
 }
@@ -143,8 +142,9 @@ bool read_exchanged(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
 
 // Whether NumPy's number for ml_dtypes.bfloat16 became known just now.
 bool learn_bfloat16() {
+  if (bfloat16_number >= 0) return false;
   const py::dict modules = loaded_modules();
-  if (bfloat16_number >= 0 || !modules.contains("ml_dtypes")) return false;
+  if (!modules.contains("ml_dtypes")) return false;
   if (!py::hasattr(modules["ml_dtypes"], "bfloat16")) return false;
   bfloat16_number = py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")).num();
   return true;
@@ -170,10 +170,12 @@ bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
   return true;
 }
 
-// An attribute, whose name is made once.
+// An attribute, whose name is made once and stays.
 class Attribute {
  public:
-  explicit Attribute(const char* name) : name_(PyUnicode_InternFromString(name)) {}
+  explicit Attribute(const char* name) : name_(PyUnicode_InternFromString(name)) {
+    if (name_ == nullptr) throw py::error_already_set();
+  }
 
   py::object of(py::handle object) const {
     PyObject* const value = PyObject_GetAttr(object.ptr(), name_);
@@ -300,7 +302,7 @@ std::int64_t ArrayView::size() const {
 }
 
 PyObject* array_type = nullptr;
-int bfloat16_number = -1;
+int bfloat16_number = -2;
 
 void import_numpy() {
   array_type = reinterpret_cast<PyObject*>(npy_api::get().PyArray_Type_);

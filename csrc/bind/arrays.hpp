@@ -59,7 +59,8 @@ struct IndexView : HeldView {
 };
 
 extern PyObject* array_type;  // numpy.ndarray
-extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; -1 before
+extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; before, a
+                              // number that no dtype has (NumPy's -1 is that of some dtypes of other packages)
 void import_numpy();
 
 // Of NumPy's own dtype object; false for those that no variable has, or that were not seen before.

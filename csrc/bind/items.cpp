@@ -26,7 +26,18 @@ class Deeper {
   Deeper& operator=(const Deeper&) = delete;
 };
 
-// Walks through two trees at once. No code runs that might change them: what is not of Python's own is left to others.
+// Strings of Python's own are compared without code of others that might change a dict meanwhile.
+bool has_plain_keys(PyObject* dict) {
+  py::ssize_t position = 0;
+  PyObject* key;
+  while (PyDict_Next(dict, &position, &key, nullptr)) {
+    if (!PyUnicode_CheckExact(key)) return false;
+  }
+  return true;
+}
+
+// Walks through two trees at once, by pointers that it does not hold: no code of others runs. What is not of Python's
+// own types is left to the slower way.
 class Pairing {
  public:
   py::list leaves, others;
@@ -48,10 +59,10 @@ class Pairing {
 
   bool add_all_of_dict(PyObject* tree, PyObject* other) {
     if (PyDict_GET_SIZE(tree) != PyDict_GET_SIZE(other)) return false;
+    if (!has_plain_keys(tree) || !has_plain_keys(other)) return false;
     py::ssize_t position = 0;
     PyObject *key, *child;
     while (PyDict_Next(tree, &position, &key, &child)) {
-      if (!PyUnicode_CheckExact(key)) return false;
       PyObject* const in_its_place = PyDict_GetItemWithError(other, key);
       if (in_its_place == nullptr && PyErr_Occurred()) throw py::error_already_set();
       if (in_its_place == nullptr || !add(child, in_its_place)) return false;
@@ -116,6 +127,12 @@ py::tuple unzip(const py::object& pairs, const std::string& who) {
 std::optional<std::pair<py::list, py::list>> pair_up(const py::object& tree, const py::object& other) {
   Pairing pairing;
   if (!pairing.add(tree.ptr(), other.ptr())) return std::nullopt;
+  // Some objects are containers by what they say alone, which only code of theirs tells.
+  static const py::handle branches = py::object(py::module_::import("fusedstep.structure").attr("BRANCHES")).release();
+  for (const py::handle leaf : pairing.leaves) {
+    const bool is_array = reinterpret_cast<PyObject*>(Py_TYPE(leaf.ptr())) == array_type;
+    if (!is_array && !leaf.is_none() && py::isinstance(leaf, branches)) return std::nullopt;
+  }
   return std::pair(std::move(pairing.leaves), std::move(pairing.others));
 }
 

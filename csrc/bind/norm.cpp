@@ -72,7 +72,7 @@ double norm_of(const py::list& gradients, const std::string& who) {
       take(gradients, i, who, given);
     }
   }
-  // Some threads wait 5 ms until they get the GIL back; so many elements take about one.
+  // Beside a busy thread it takes 5 ms to get the GIL back; so many elements take about 1 ms.
   constexpr std::int64_t worth_a_release = std::int64_t{1} << 22;
   std::int64_t elements = 0;
   for (const Array& array : given.arrays) elements += array.size;

@@ -133,9 +133,9 @@ class Plan {
   bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
     return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
   }
-  std::size_t find_gap(std::size_t index, std::uintptr_t begin);
-  // Whether no step writes a gradient's memory. It often lies where it lay last time.
-  bool is_only_read(std::size_t index, std::uintptr_t begin, std::uintptr_t end) {
+  std::size_t find_gap(std::size_t index, std::uintptr_t begin);  // and remembers it
+  // Whether a gradient's memory is apart from all variables and slots. It often lies where it lay last time.
+  bool lies_apart(std::size_t index, std::uintptr_t begin, std::uintptr_t end) {
     return lies_in_gap(gap_[index], begin, end) || lies_in_gap(find_gap(index, begin), begin, end);
   }
   bool take_ordinary(PyObject* gradient, std::size_t index);
@@ -175,10 +175,12 @@ class Plan {
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
   void set_gradient(std::size_t index, Gradient gradient);
-  // Whether a step can read a gradient from this memory: it writes none of it, or its very own variable's, whose
-  // elements are read before they are written where they are in order.
-  bool may_read(const char* data, std::int64_t bytes, std::size_t index, bool element_by_element);
-  [[noreturn]] void refuse_overlap(std::size_t index, const std::string& what, bool element_by_element) const;
+  // Whether a step can read a gradient from this memory: apart from all that it writes, or its very own variable's,
+  // which is read before it is written, element by element. (Rows are not, where they are in any order, and cleared
+  // gradients are written after it.)
+  bool may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable);
+  // Says so, right after that was false.
+  [[noreturn]] void refuse_overlap(std::size_t index, const std::string& what, bool may_be_variable) const;
 
   std::string optimizer_;
   std::string who_;  // how its refusals begin

@@ -107,7 +107,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   }
   const std::uintptr_t begin = address(view.data);
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!is_only_read(index, begin, begin + bytes)) return false;
+  if (!lies_apart(index, begin, begin + bytes)) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;

@@ -86,7 +86,8 @@ void Plan::set_gradient(std::size_t index, Gradient gradient) {
 
 // What nearly every array of nearly every step is: a variable in its place, unchanged, with a plain
 // gradient if it had one in the call before. Anything else, good or bad, is looked at with care. Many
-// threads may be here while the calling one has the GIL: Python's objects are only read.
+// threads may be here while the calling one has the GIL: Python's objects are only read, and what is noted of an array
+// is in places of its own.
 inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   ArrayView view;
   if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
@@ -99,7 +100,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   }
   const std::uintptr_t begin = address(view.data);
   const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!is_only_read(index, begin, begin + bytes)) return false;
+  if (!lies_apart(index, begin, begin + bytes)) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
@@ -181,20 +182,20 @@ void Plan::check_learning_rate(double learning_rate) const {
                (multiplied ? " * " + std::string(py::str(py::float_(bad->multiplier))) : ""));
 }
 
-bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool element_by_element) {
+bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable) {
   const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  if (bytes == 0 || is_only_read(index, begin, end)) return true;
+  if (bytes == 0 || lies_apart(index, begin, end)) return true;
   const Written& other = written_[gap_[index]];
-  return element_by_element && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == begin &&
+  return may_be_variable && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == begin &&
          other.end == end;
 }
 
-void Plan::refuse_overlap(std::size_t index, const std::string& what, bool element_by_element) const {
+void Plan::refuse_overlap(std::size_t index, const std::string& what, bool may_be_variable) const {
   const std::ptrdiff_t written = written_[gap_[index]].index;
   const auto other = static_cast<std::size_t>(written);
   refuse_value(what + " shares memory with " +
                (written == slots_index ? std::string("a slot")
-                : other == index       ? std::string(element_by_element ? "a part of " : "") + "its own variable"
+                : other == index       ? std::string(may_be_variable ? "a part of " : "") + "its own variable"
                                        : label("variables", other, other)) +
                ", which this step writes; pass g.copy()");
 }

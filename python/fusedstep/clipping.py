@@ -18,7 +18,9 @@ from fusedstep.intervals import real_in
 Array = npt.NDArray[Any]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-NATIVE = {np.dtype(name) for name in DTYPES[:3]}  # at a glance: a dtype's name takes longer than a norm
+NATIVE = {
+    np.dtype(name) for name in DTYPES[:3]
+}  # a dtype's name, which bfloat16 needs, takes longer than a norm
 
 
 def clip_by_value(x: Any, low: float, high: float) -> Array | None:

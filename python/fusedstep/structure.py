@@ -12,29 +12,31 @@ BRANCHES = (dict, list, tuple, Mapping)
 LEAVES = {np.ndarray, type(None)}  # for sure
 
 
-def flatten(tree: Mapping[str, Any], who: str, known: Container[str] = ()) -> dict[str, Any]:
+def flatten(tree: Any, who: str, known: Container[str] = ()) -> dict[str, Any]:
     """Return the leaves of nested dicts and lists, under their keys joined by slashes.
 
     A tuple that has a ``known`` name is a leaf, too: the gradient of some rows is one.
     """
     leaves: dict[str, Any] = {}
+    if not isinstance(tree, BRANCHES):
+        return {"": tree}
     _add(leaves, tree, "", who, known)
     return leaves
 
 
 def _add(leaves: dict[str, Any], tree: Any, path: str, who: str, known: Container[str]) -> None:
     for key, child in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-        name = f"{path}{key}"
+        name = f"{path}/{key}" if path else str(key)
         is_leaf = type(child) in LEAVES or not isinstance(child, BRANCHES)
         if not is_leaf and not (isinstance(child, tuple) and name in known):
-            _add(leaves, child, f"{name}/", who, known)
+            _add(leaves, child, name, who, known)
         elif name in leaves:
             raise ValueError(f"{who}: two arrays are named '{name}'; rename one")
         else:
             leaves[name] = child
 
 
-def in_order_of(names: list[str], tree: Mapping[str, Any], who: str) -> list[Any]:
+def in_order_of(names: list[str], tree: Any, who: str) -> list[Any]:
     """Return the leaves in the order of ``names``, which must be their very names."""
     leaves = flatten(tree, who, set(names))
     missing = [name for name in names if name not in leaves]

@@ -17,6 +17,7 @@ BEGIN, END = "<!-- python -m bench readme -->\n", "<!-- end of figures -->"
 ROWS = {
     "1x64": "one array of 64",
     "1000x256": "1000 arrays of 256",
+    "1000x256-fresh": "1000 arrays of 256, with gradients in new arrays",
     "10000x64": "10 000 arrays of 64",
     "1000x256-pauses": "1000 arrays of 256, after a pause",
     "1x100000": "one array of 100 000",

@@ -217,6 +217,8 @@ def train(optimizer: str) -> tuple[Any, dict[str, Any]]:
 def test_a_spacy_pipeline_comes_to_the_same_scores() -> None:
     """A tagger and a text categoriser, from blank models, by a config that names the optimizer."""
     pytest.importorskip("spacy", reason="spaCy is not installed")
+    if adapted.HAS_SCHEDULES:
+        pytest.skip("spaCy 3 needs thinc 8")
     register_reader()
     _, theirs = train("Adam.v1")
     nlp, ours = train("fusedstep.Adam.v1")
@@ -236,4 +238,5 @@ def test_configs_find_the_optimizers_by_their_names() -> None:
     config = {"optimizer": {"@optimizers": "fusedstep.Adam.v1", "learn_rate": 0.5, "grad_clip": 0.25}}
     optimizer = thinc.api.registry.resolve(config)["optimizer"]
     assert isinstance(optimizer, adapted.Optimizer)
-    assert (optimizer.learn_rate, optimizer.grad_clip) == (0.5, 0.25)
+    numbers: list[Any] = [optimizer.learn_rate, optimizer.grad_clip]
+    assert [one(0) if adapted.HAS_SCHEDULES else one for one in numbers] == [0.5, 0.25]

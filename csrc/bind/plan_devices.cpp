@@ -9,6 +9,20 @@
 #include "cpu/float_environment.hpp"
 
 namespace fusedstep {
+namespace {
+
+bool refers_to(PyObject* weak_reference, PyObject* object) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* current = nullptr;
+  if (PyWeakref_GetRef(weak_reference, &current) < 0) throw py::error_already_set();
+  Py_XDECREF(current);
+  return current == object;
+#else
+  return PyWeakref_GetObject(weak_reference) == object;
+#endif
+}
+
+}  // namespace
 
 void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
   std::map<Device, std::vector<Array>> by_device;
@@ -99,7 +113,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   if (gradient == Py_None || frozen_[index]) return !had_gradient;
   if (!had_gradient) return false;
   py::object& same = same_gradients_[index];
-  if (same && PyWeakref_GetObject(same.ptr()) == gradient) return true;
+  if (same && refers_to(same.ptr(), gradient)) return true;
   held.owner = py::object();
   if (PyTuple_Check(gradient) || !read(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
       view.device != built.device || !is_used_in_place(view) || held.owner) {

@@ -11,13 +11,18 @@ What is identical, what is better and what is not supported is in examples/thinc
 from typing import Any
 
 import thinc.api
-from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS, FloatOrSeq
+import thinc.optimizers
+from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
 
 from fusedstep import _native
 
 __all__ = ["SGD", "Adam", "Optimizer"]
 
 Key = tuple[int, str]
+Setting = Any  # a number, or a schedule of any kind that thinc takes
+
+# From thinc 9 on an optimizer's attributes are schedules, which are asked at each step.
+HAS_SCHEDULES = not hasattr(thinc.optimizers, "FloatOrSeq")
 
 LARGEST_MOMENTUM = 0.9999  # of the averages, as in thinc
 
@@ -43,7 +48,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
     (array([0.5, 0.5], dtype=float32), array([0., 0.], dtype=float32))
     """
 
-    def __init__(self, learn_rate: FloatOrSeq, *, use_radam: bool = False, **arguments: Any) -> None:
+    def __init__(self, learn_rate: Setting, *, use_radam: bool = False, **arguments: Any) -> None:
         if use_radam:
             raise ValueError(
                 f"{type(self).__name__}: use_radam is True, but there is no rule for it; use Adam, or thinc's"
@@ -66,15 +71,18 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         """
         if len(gradient) < 1:
             return weights, gradient
+        given = [self.learn_rate, self.b1, self.b2, self.eps, self.L2, self.grad_clip]
+        if HAS_SCHEDULES:
+            given = [schedule(self.step, key=key, last_score=self.last_score) for schedule in given]
+        learn_rate, *settings = *given, self.L2_is_weight_decay
         updater = self._updaters.get(key)
         if updater is None or (updater.weights is not weights and not updater.plan.owns(weights)):
-            updater = self._updaters[key] = Updater(self, key, weights)
-        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, self.L2_is_weight_decay)
+            updater = self._updaters[key] = Updater(self, key, weights, settings)
         if settings != updater.settings:
             updater.configure(settings)
         if updater.penalty:
             gradient += updater.penalty * weights  # before it is clipped
-        rate = float(self.learn_rate) * lr_scale
+        rate = float(learn_rate) * lr_scale
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
         updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
         self.nr_update[key] += 1
@@ -84,18 +92,19 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 class Updater:
     """What updates one parameter."""
 
-    def __init__(self, optimizer: Optimizer, key: Key, weights: Any) -> None:
+    def __init__(self, optimizer: Optimizer, key: Key, weights: Any, settings: list[float]) -> None:
         self.who, self.weights = type(optimizer).__name__, weights
         self.averages = optimizer.averages is not None
-        self.rule = "adam" if optimizer.b1 > 0 and optimizer.b2 > 0 else "sgd"
-        self.plan = _native.Plan(self.who, self.rule, False, self.averages, [weights], [key[1]], {}, [])
+        self.plan = _native.Plan(
+            self.who, rule_of(settings), False, self.averages, [weights], [key[1]], {}, []
+        )
         self.plan.calls = self.plan.updates = optimizer.nr_update[key]
         kept = {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}
         for slot in self.plan.slot_names:
             array, known = self._array(slot), kept[slot].get(key)
             array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
             kept[slot][key] = array
-        self.settings: tuple[Any, ...] = ()
+        self.settings: list[float] = []
 
     def _array(self, slot: str) -> Any:
         """Return a slot as an array of the weights' library."""
@@ -103,10 +112,9 @@ class Updater:
         xp = thinc.api.get_array_module(self.weights)
         return found if isinstance(self.weights, type(found)) else xp.from_dlpack(found)
 
-    def configure(self, settings: tuple[Any, ...]) -> None:
+    def configure(self, settings: list[float]) -> None:
         """Have the next updates computed with these settings."""
         b1, b2, eps, l2, grad_clip, l2_is_weight_decay = settings
-        rule = "adam" if b1 > 0 and b2 > 0 else "sgd"
         options = _native.Options()
         options.clipnorm = grad_clip or None
         options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
@@ -115,7 +123,7 @@ class Updater:
         self.decay: float = l2 if l2_is_weight_decay else 0.0
         self.penalty: float = 0.0 if l2_is_weight_decay else l2
         self.plan.configure(
-            rule,
+            rule_of(settings),
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
             options,
             [_native.VariableSettings(1.0, self.decay, False)],
@@ -123,14 +131,20 @@ class Updater:
         self.settings = settings
 
 
+def rule_of(settings: list[float]) -> str:
+    """Return the rule that thinc takes with these settings."""
+    b1, b2, *_ = settings
+    return "adam" if b1 > 0 and b2 > 0 else "sgd"
+
+
 def Adam(  # noqa: N802 - thinc's name
-    learn_rate: FloatOrSeq = ADAM_DEFAULTS["learn_rate"],
+    learn_rate: Setting = ADAM_DEFAULTS["learn_rate"],
     *,
-    L2: FloatOrSeq = ADAM_DEFAULTS["L2"],
-    beta1: FloatOrSeq = ADAM_DEFAULTS["beta1"],
-    beta2: FloatOrSeq = ADAM_DEFAULTS["beta2"],
-    eps: FloatOrSeq = ADAM_DEFAULTS["eps"],
-    grad_clip: FloatOrSeq = ADAM_DEFAULTS["grad_clip"],
+    L2: Setting = ADAM_DEFAULTS["L2"],
+    beta1: Setting = ADAM_DEFAULTS["beta1"],
+    beta2: Setting = ADAM_DEFAULTS["beta2"],
+    eps: Setting = ADAM_DEFAULTS["eps"],
+    grad_clip: Setting = ADAM_DEFAULTS["grad_clip"],
     L2_is_weight_decay: bool = True,
     use_averages: bool = True,
 ) -> Optimizer:
@@ -148,10 +162,10 @@ def Adam(  # noqa: N802 - thinc's name
 
 
 def SGD(  # noqa: N802 - thinc's name
-    learn_rate: FloatOrSeq,
+    learn_rate: Setting,
     *,
-    L2: FloatOrSeq = SGD_DEFAULTS["L2"],
-    grad_clip: FloatOrSeq = SGD_DEFAULTS["grad_clip"],
+    L2: Setting = SGD_DEFAULTS["L2"],
+    grad_clip: Setting = SGD_DEFAULTS["grad_clip"],
     L2_is_weight_decay: bool = True,
     use_averages: bool = True,
 ) -> Optimizer:

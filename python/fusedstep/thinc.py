@@ -20,6 +20,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 
 Key = tuple[int, str]
 Setting = Any  # a number, or a schedule of any kind that thinc takes
+Settings = tuple[float, ...]  # b1, b2, eps, L2, grad_clip, L2_is_weight_decay
 
 # From thinc 9 on an optimizer's attributes are schedules, which are asked at each step.
 HAS_SCHEDULES = not hasattr(thinc.optimizers, "FloatOrSeq")
@@ -71,10 +72,12 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         """
         if len(gradient) < 1:
             return weights, gradient
-        given = [self.learn_rate, self.b1, self.b2, self.eps, self.L2, self.grad_clip]
+        learn_rate = self.learn_rate
+        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, self.L2_is_weight_decay)
         if HAS_SCHEDULES:
-            given = [schedule(self.step, key=key, last_score=self.last_score) for schedule in given]
-        learn_rate, *settings = *given, self.L2_is_weight_decay
+            about = {"key": key, "last_score": self.last_score}
+            learn_rate = learn_rate(self.step, **about)
+            settings = (*(schedule(self.step, **about) for schedule in settings[:-1]), settings[-1])
         updater = self._updaters.get(key)
         if updater is None or (updater.weights is not weights and not updater.plan.owns(weights)):
             updater = self._updaters[key] = Updater(self, key, weights, settings)
@@ -92,7 +95,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 class Updater:
     """What updates one parameter."""
 
-    def __init__(self, optimizer: Optimizer, key: Key, weights: Any, settings: list[float]) -> None:
+    def __init__(self, optimizer: Optimizer, key: Key, weights: Any, settings: Settings) -> None:
         self.who, self.weights = type(optimizer).__name__, weights
         self.averages = optimizer.averages is not None
         self.plan = _native.Plan(
@@ -104,7 +107,7 @@ class Updater:
             array, known = self._array(slot), kept[slot].get(key)
             array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
             kept[slot][key] = array
-        self.settings: list[float] = []
+        self.settings: Settings = ()
 
     def _array(self, slot: str) -> Any:
         """Return a slot as an array of the weights' library."""
@@ -112,7 +115,7 @@ class Updater:
         xp = thinc.api.get_array_module(self.weights)
         return found if isinstance(self.weights, type(found)) else xp.from_dlpack(found)
 
-    def configure(self, settings: list[float]) -> None:
+    def configure(self, settings: Settings) -> None:
         """Have the next updates computed with these settings."""
         b1, b2, eps, l2, grad_clip, l2_is_weight_decay = settings
         options = _native.Options()
@@ -131,7 +134,7 @@ class Updater:
         self.settings = settings
 
 
-def rule_of(settings: list[float]) -> str:
+def rule_of(settings: Settings) -> str:
     """Return the rule that thinc takes with these settings."""
     b1, b2, *_ = settings
     return "adam" if b1 > 0 and b2 > 0 else "sgd"

@@ -23,7 +23,7 @@ from bench.contestants import (
     UnavailableError,
     make,
 )
-from bench.contestants.contestant import start
+from bench.contestants.contestant import first_line, start
 from bench.contestants.deepspeed import time_limit
 from bench.contestants.worker import Worker, stop_workers
 from bench.goals import GOALS
@@ -214,3 +214,9 @@ def test_who_waits_for_ever_is_given_up() -> None:
     with time_limit(0.05, "too long"):
         pass
     time.sleep(0.1)
+
+
+def test_reasons_name_no_files_of_this_machine() -> None:
+    missing = ImportError("cannot import name 'a' from 'b' (/somewhere/b.py)")
+    assert first_line(missing) == "ImportError: cannot import name 'a' from 'b'"
+    assert first_line(ValueError("a (/b)\nc")) == "ValueError: a (/b)"

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -184,7 +185,8 @@ def import_peer(name: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """What an exception says, in one line; without the file of a module, which is of this machine."""
     if isinstance(error, UnavailableError):
         return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return re.sub(r" \(/.*\)$", "", line) if isinstance(error, ImportError) else line

@@ -135,7 +135,8 @@ class Plan {
   }
   std::size_t find_gap(std::size_t index, std::uintptr_t begin);  // and remembers it
   // Whether a gradient's memory is apart from all variables and slots. It often lies where it lay last time.
-  bool lies_apart(std::size_t index, std::uintptr_t begin, std::uintptr_t end) {
+  bool lies_apart(std::size_t index, const char* data, std::int64_t bytes) {
+    const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
     return lies_in_gap(gap_[index], begin, end) || lies_in_gap(find_gap(index, begin), begin, end);
   }
   bool take_ordinary(PyObject* gradient, std::size_t index);

@@ -119,9 +119,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
       view.device != built.device || !is_used_in_place(view) || held.owner) {
     return false;
   }
-  const std::uintptr_t begin = address(view.data);
-  const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!lies_apart(index, begin, begin + bytes)) return false;
+  if (!lies_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;

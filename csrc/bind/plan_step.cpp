@@ -98,9 +98,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
       !is_used_in_place(view)) {
     return false;
   }
-  const std::uintptr_t begin = address(view.data);
-  const auto bytes = static_cast<std::uintptr_t>(arrays_[index].size * bytes_of(view.dtype));
-  if (!lies_apart(index, begin, begin + bytes)) return false;
+  if (!lies_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
@@ -183,11 +181,10 @@ void Plan::check_learning_rate(double learning_rate) const {
 }
 
 bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable) {
-  const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-  if (bytes == 0 || lies_apart(index, begin, end)) return true;
+  if (bytes == 0 || lies_apart(index, data, bytes)) return true;
   const Written& other = written_[gap_[index]];
-  return may_be_variable && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == begin &&
-         other.end == end;
+  return may_be_variable && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == address(data) &&
+         other.end - other.begin == static_cast<std::uintptr_t>(bytes);
 }
 
 void Plan::refuse_overlap(std::size_t index, const std::string& what, bool may_be_variable) const {

@@ -39,11 +39,12 @@ void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturb
 }
 
 // A mean that one bad sample among many moves little, and that is not deaf to every third being bad. It begins
-// with the best of some.
+// with the median of some.
 void Pace::Estimate::take(double sample) {
   if (samples < steps_of_a_trial) {
-    seconds = samples == 0 ? sample : std::min(seconds, sample);
-    ++samples;
+    first[samples++] = sample;
+    std::sort(first, first + samples);
+    seconds = first[samples / 2];
     return;
   }
   seconds += sample < seconds ? (sample - seconds) / 8 : (std::min(sample, 16 * seconds) - seconds) / 32;

@@ -20,9 +20,12 @@ class Pace {
   void measured(std::uint64_t cost, double begin, double end, bool undisturbed);
 
  private:
+  static constexpr int steps_of_a_trial = 8;
+
   // Seconds per cost, of late.
   struct Estimate {
     double seconds = 0;
+    double first[steps_of_a_trial] = {};  // samples, in order of size
     int samples = 0;
 
     void take(double sample);
@@ -37,7 +40,6 @@ class Pace {
     int left = steps_of_a_trial;  // steps until that is thought over
     int between = shortest_between;
   };
-  static constexpr int steps_of_a_trial = 8;
   static constexpr int shortest_between = 64, longest_between = 1024;  // trials
 
   // A thread of OpenMP that has nothing to do sleeps after some milliseconds. What it costs to wake it depends on

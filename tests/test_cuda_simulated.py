@@ -8,7 +8,8 @@ import itertools
 import math
 import re
 import shutil
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,88 @@ def test_settings_change_without_waiting(gpus: None) -> None:
     assert on_gpu.copy().tolist() == [-4.5] * 3
 
 
+def capture(work: Callable[[], object]) -> None:
+    simulation.begin_capture()
+    try:
+        work()
+    finally:
+        simulation.end_capture()
+
+
+def test_more_settings_after_a_capture(gpus: None) -> None:
+    """A graph reads them where it found them, however many there are."""
+    optimizer, on_gpu, ones = SGD(1.0), put([np.zeros(3)] * 3), put([np.ones(3)] * 3)
+    optimizer.build(on_gpu)
+    capture(lambda: optimizer.apply(ones))
+    for k, multiplier in ((1, 0.5), (2, 0.25)):
+        optimizer.adjust(on_gpu[k], learning_rate_multiplier=multiplier)
+    simulation.replay()
+    assert [variable.copy().tolist() for variable in on_gpu] == [[-1.0] * 3, [-0.5] * 3, [-0.25] * 3]
+
+
+def test_settings_change_right_before_a_capture(gpus: None) -> None:
+    """The simulation refuses what steps before the capture could still see: they may run as late as that."""
+    optimizer = SGD(1.0)
+    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
+    for decay in (0.0, 0.5):
+        optimizer.weight_decay = decay
+        optimizer.apply([gradient], [on_gpu])
+    optimizer.weight_decay = 0.25
+    capture(lambda: optimizer.apply([gradient]))
+    optimizer.weight_decay = 0.5
+    simulation.replay()
+    twin, w = SGD(1.0), np.zeros(3)
+    for decay in (0.0, 0.5, 0.5):
+        twin.weight_decay = decay
+        twin.apply([np.ones(3)], [w])
+    assert same_bits(on_gpu.copy(), w)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda optimizer, _: optimizer.iterations, "asking what steps have counted"),
+        (lambda optimizer, _: setattr(optimizer._plan, "calls", 5), "a graph is captured"),
+        (lambda optimizer, w: optimizer.adjust(w[0], learning_rate_multiplier=0.5), "a change of settings"),
+        (lambda optimizer, w: optimizer.adjust(w[0], weight_decay=0.5), "a change of settings"),
+        (lambda optimizer, w: optimizer.build(w[1:]), "making slots"),
+    ],
+)
+def test_what_would_wait_is_refused_while_a_graph_is_captured(
+    change: Callable[[Adam, list[DeviceArray]], object], what: str, gpus: None
+) -> None:
+    """And the capture goes on: CUDA would end it."""
+    optimizer, twin, w = Adam(0.1), Adam(0.1), np.ones(3)
+    on_gpu, gradient, another = put([np.ones(3)] * 3)
+    optimizer.build([on_gpu])
+
+    def work() -> None:
+        optimizer.apply([gradient])
+        with pytest.raises((RuntimeError, ValueError), match=what):
+            change(optimizer, [on_gpu, another])
+        optimizer.learning_rate = 0.5
+
+    capture(work)
+    simulation.replay()
+    twin.learning_rate = 0.5
+    twin.apply([np.ones(3)], [w])
+    assert same_bits(on_gpu.copy(), w)
+    assert optimizer.iterations == 1
+
+
+def test_a_first_step_cannot_be_captured(gpus: None) -> None:
+    optimizer = Adam(0.1)
+    on_gpu, gradient = put([np.ones(3), np.ones(3)])
+    sentence = re.escape("Adam.build: a graph is captured, and making slots would have to wait for the GPU; build(")
+
+    def work() -> None:
+        with pytest.raises(RuntimeError, match=sentence):
+            optimizer.apply([gradient], [on_gpu])
+
+    capture(work)
+    assert optimizer.apply([gradient], [on_gpu]) == 1
+
+
 def test_a_schedule_cannot_be_captured(gpus: None) -> None:
     optimizer = SGD(lambda step: 0.1)
     on_gpu, gradient = put([np.ones(3), np.ones(3)])
@@ -392,6 +475,33 @@ class Strided:
         }
 
 
+class Copied(Strided):
+    """The same, which can make itself contiguous, as PyTorch's."""
+
+    def __init__(self, memory: DeviceArray, values: Array) -> None:
+        super().__init__(memory)
+        self.pool = [simulation.array_on(0, values) for _ in range(2)]  # a capture can make none
+        self.copies = list[weakref.ref[Plain]]()
+
+    def contiguous(self) -> "Plain":
+        copy = Plain(self.pool.pop())
+        self.copies.append(weakref.ref(copy))
+        return copy
+
+
+def test_the_copy_of_a_gradient_in_a_graph_lives_as_long_as_the_plan(gpus: None) -> None:
+    """Each replay makes it anew, in the same memory."""
+    on_gpu, values = simulation.array_on(0, np.zeros((3, 2))), np.arange(6.0).reshape(3, 2)
+    optimizer, gradient = SGD(1.0), Copied(simulation.array_on(0, np.zeros((2, 3))), values)
+    optimizer.apply([gradient], [on_gpu])
+    assert [copy() for copy in gradient.copies] == [None], "a step has no use for it afterwards"
+    capture(lambda: optimizer.apply([gradient]))
+    simulation.replay()
+    assert on_gpu.copy().tolist() == (-2 * values).tolist()
+    del optimizer
+    assert [copy() for copy in gradient.copies] == [None, None]
+
+
 class Plain:
     """The same, contiguous."""
 
@@ -407,6 +517,53 @@ def test_arrays_by_the_cuda_array_interface(gpus: None) -> None:
     optimizer.apply([Plain(simulation.array_on(1, np.ones(5, np.float32)))], [on_gpu])
     assert on_gpu.memory.copy().tolist() == [0.5] * 5
     assert ("bare", 1, 0) in simulation.take_events()
+
+
+class Empty:
+    """An array without elements, whose memory is null, as PyTorch's is; it counts how often it is looked at."""
+
+    looks = 0
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        self.looks += 1
+        return {"version": 3, "shape": (0,), "typestr": "<f4", "data": (0, False), "strides": None}
+
+
+def test_an_empty_array_without_memory_is_looked_at_once_a_step(gpus: None) -> None:
+    variables = [simulation.array_on(0, np.zeros(3, np.float32)), Empty()]
+    gradients = [simulation.array_on(0, np.ones(3, np.float32)), Empty()]
+    optimizer = SGD(0.5)
+    optimizer.build(variables)
+    optimizer.apply(gradients, variables)
+    before = variables[1].looks
+    optimizer.apply(gradients, variables)
+    assert variables[1].looks == before + 2, "whether it has the interface, and what that says"
+    assert variables[0].copy().tolist() == [-1.0] * 3
+    with pytest.raises(ValueError, match="all 2 gradients are None"):
+        optimizer.apply([None, None], variables)
+
+
+class OfJax:
+    """A stand-in for a jax.Array on a GPU, which has no stream that a caller could know."""
+
+    __module__ = "jaxlib._jax"
+
+    def __init__(self, memory: DeviceArray) -> None:
+        self.memory = memory
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.memory.__dlpack_device__()
+
+    def __dlpack__(self, stream: int | None = None, **more: Any) -> object:
+        assert stream is None, "JAX takes any other for one of CUDA's, -1 too"
+        return self.memory.__dlpack__(**more)
+
+
+def test_a_gradient_of_jax(gpus: None) -> None:
+    on_gpu = simulation.array_on(0, np.zeros(3, np.float32))
+    SGD(0.5).apply([OfJax(simulation.array_on(0, np.ones(3, np.float32)))], [on_gpu])
+    assert on_gpu.copy().tolist() == [-0.5] * 3
 
 
 def wide() -> DeviceArray:

@@ -235,8 +235,10 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   py::object capsule;
   const py::object method = array.attr("__dlpack__");
   const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
-  py::dict no_waiting;  // the step runs on the library's own stream
-  if (device[0].cast<std::int32_t>() == dlpack::cuda) no_waiting["stream"] = -1;
+  const bool is_jax = is_of_jax(array);
+  // The step runs on the library's own stream. (JAX has several, tells of none, and waits where it is not asked.)
+  py::dict no_waiting;
+  if (device[0].cast<std::int32_t>() == dlpack::cuda && !is_jax) no_waiting["stream"] = -1;
   try {
     capsule = method(py::arg("max_version") = py::make_tuple(1, 0), **no_waiting);
   } catch (py::error_already_set& error) {
@@ -248,7 +250,7 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
     }
   }
   view.owner = capsule;
-  const bool immutable = is_of_jax(array);  // whose memory is handed out without saying so
+  const bool immutable = is_jax;  // whose memory is handed out without saying so
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed =
         static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));

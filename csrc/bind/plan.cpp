@@ -15,6 +15,7 @@ namespace fusedstep {
 namespace {
 
 constexpr std::size_t cache_line = 64;
+constexpr std::size_t most_groups = std::numeric_limits<std::uint16_t>::max();
 
 int rule_number(std::string_view name) {
   const Target& target = current_target();
@@ -225,23 +226,24 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   }
   double values[max_hyperparameters] = {};
   for (int k = 0; k < next.hyperparameter_count; ++k) values[k] = hyperparameters.at(next.hyperparameters[k]);
+  std::vector<Group> groups;
+  std::vector<std::uint16_t> of(count());
+  for (std::size_t i = 0; i < count(); ++i) {
+    const VariableSettings& own = settings.size() == 1 ? settings[0] : settings.at(i);
+    const auto same = std::ranges::find_if(groups, [&](const Group& group) {
+      return group.multiplier == own.multiplier && group.weight_decay == own.weight_decay;
+    });
+    of[i] = static_cast<std::uint16_t>(same - groups.begin());
+    if (same == groups.end()) groups.push_back(own);
+    if (groups.size() > most_groups) {
+      refuse_value(optimizer_ + ": more than 65535 different settings of single variables; share some");
+    }
+  }
+  take_groups(std::move(groups), of);
+  for (std::size_t i = 0; i < count(); ++i) frozen_[i] = (settings.size() == 1 ? settings[0] : settings[i]).frozen;
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   options_ = options;
-  groups_.clear();
-  for (std::size_t i = 0; i < count(); ++i) {
-    const VariableSettings& own = settings.size() == 1 ? settings[0] : settings.at(i);
-    const auto same = std::ranges::find_if(groups_, [&](const Group& group) {
-      return group.multiplier == own.multiplier && group.weight_decay == own.weight_decay;
-    });
-    arrays_[i].settings = static_cast<std::uint16_t>(same - groups_.begin());
-    if (same == groups_.end()) groups_.push_back(own);
-    if (groups_.size() > std::numeric_limits<std::uint16_t>::max()) {
-      refuse_value(optimizer_ + ": more than 65535 different settings of single variables; share some");
-    }
-    frozen_[i] = own.frozen;
-  }
-  tell_parts();
   costs_known_ = false;
 }
 
@@ -249,12 +251,23 @@ void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector
   const Exclusive exclusive(*this);
   const bool fits = of ? of->size() == count() && std::ranges::all_of(*of, [&](auto k) { return k < groups.size(); })
                        : groups.size() == groups_.size();
-  if (!fits || groups.size() > std::numeric_limits<std::uint16_t>::max()) {
+  if (!fits || groups.size() > std::min(count(), most_groups)) {
     refuse_value(optimizer_ + ": " + std::to_string(groups.size()) + " groups do not fit to " +
                  std::to_string(count()) + " variables; each must be of one, and there can be 65535");
   }
+  std::vector<std::uint16_t> numbers(count());
+  for (std::size_t i = 0; i < count(); ++i) {
+    numbers[i] = of ? static_cast<std::uint16_t>((*of)[i]) : arrays_[i].settings;
+  }
+  take_groups(std::move(groups), numbers);
+}
+
+// `of`: the group of each variable.
+void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of) {
+  const auto moves = [&](const Array& array) { return array.settings != of[array.number]; };
+  if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
+  for (Array& array : arrays_) array.settings = of[array.number];
   groups_ = std::move(groups);
-  for (std::size_t i = 0; of && i < count(); ++i) arrays_[i].settings = static_cast<std::uint16_t>((*of)[i]);
   tell_parts();
 }
 

@@ -154,6 +154,7 @@ class Plan {
   void count_call();
   bool has_devices() const { return !parts_.empty(); }
   bool is_alone() const { return parts_.size() == 1 && parts_[0]->arrays().size() == count(); }
+  void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
@@ -162,6 +163,7 @@ class Plan {
   void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;
+  void refuse_while_capturing(const char* what) const;
   py::object number_on_device(double* number) const;
   Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
   Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
@@ -176,6 +178,11 @@ class Plan {
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
   void set_gradient(std::size_t index, Gradient gradient);
+  // The memory of a gradient that is given: of an empty one some libraries say null, which means here that there is none.
+  static const void* given_memory(const ArrayView& view) {
+    return view.data != nullptr ? static_cast<const void*>(view.data) : &nothing;
+  }
+  static constexpr std::byte nothing{};
   // Whether a step can read a gradient from this memory: apart from all that it writes, or its very own variable's,
   // which is read before it is written, element by element. (Rows are not, where they are in any order, and cleared
   // gradients are written after it.)
@@ -212,6 +219,7 @@ class Plan {
   Counts counts_;
   bool counts_certain_ = true;  // else a device knows better
   bool captured_ = false;       // whether a step went into a graph
+  std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew
   bool skipped_ = false;
   std::optional<double> norm_;
   bool norm_on_device_ = false;

@@ -30,6 +30,12 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
     if (built.device != on_cpu) by_device[built.device];
   }
   if (by_device.empty()) return;
+  for (const Built& built : built_) {
+    if (built.device == on_cpu || !devices()->is_capturing(current_stream(built.object.ptr(), built.device))) continue;
+    refuse_now(optimizer_ +
+               ".build: a graph is captured, and making slots would have to wait for the GPU; build(variables), or take "
+               "a step, before the capture");
+  }
   const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
   const Rule& rule = this->rule();
   for (auto& [device, arrays] : by_device) {
@@ -37,7 +43,8 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
     for (const Array& array : arrays_) {
       if (built_[array.number].device == device) arrays.push_back(array);
     }
-    parts_.push_back(std::make_unique<DevicePart>(device, arrays, stride, rule.slot_count, accumulates_, averages_));
+    parts_.push_back(
+        std::make_unique<DevicePart>(device, arrays, count(), stride, rule.slot_count, accumulates_, averages_));
     part_strides_.push_back(stride);
     const DevicePart& part = *parts_.back();
     std::vector<std::byte> slot, variable;
@@ -120,7 +127,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
     return false;
   }
   if (!lies_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
-  set_gradient(index, {view.data, nullptr, view.dtype});
+  set_gradient(index, {given_memory(view), nullptr, view.dtype});
   same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;
 }
@@ -180,6 +187,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   if (capturing) {
     captured_ = true;
     counts_certain_ = false;
+    std::ranges::move(call.copies, std::back_inserter(kept_for_graphs_));
     if (rate_on_device == nullptr) {
       part.write_learning_rate(learning_rate, true);
       request.learning_rate_on_device = &part.state()->learning_rate;
@@ -240,8 +248,16 @@ bool Plan::is_capturing() const {
   return std::ranges::any_of(parts_, [&](const auto& part) { return devices()->is_capturing(stream_of(*part)); });
 }
 
+// Raises, for what would have to wait: that ends a capture.
+void Plan::refuse_while_capturing(const char* what) const {
+  if (!is_capturing()) return;
+  refuse_now(optimizer_ + ": a graph is captured, and " + what +
+             " would have to wait for the GPU; do that before the capture, or after it");
+}
+
 const Counts& Plan::counts() {
   if (!counts_certain_) {
+    refuse_while_capturing("asking what steps have counted");
     const DeviceState state = parts_[0]->read_state();
     counts_ = state.counts;
     skipped_ = state.skipped != 0;
@@ -251,6 +267,7 @@ const Counts& Plan::counts() {
 }
 
 void Plan::set_counts(const Counts& counts) {
+  refuse_while_capturing("setting what steps count");
   counts_ = counts;
   for (const auto& part : parts_) part->write_counts(counts);
 }
@@ -275,7 +292,7 @@ py::object Plan::norm() {
 }
 
 void Plan::set_learning_rate(double rate) {
-  if (captured_) parts_[0]->write_learning_rate(rate, false);
+  if (captured_) parts_[0]->write_learning_rate(rate, is_capturing());
 }
 
 }  // namespace fusedstep

@@ -33,9 +33,6 @@ void sum_rows(const char* values, DType dtype, std::int64_t size, const std::vec
   }
 }
 
-// What gradients without rows point to: no rows are not no gradient.
-constexpr std::byte nothing{};
-
 void check_device(Device device, Device of_variable, const std::string& what_has) {
   if (device == of_variable) return;
   const char* const advice =
@@ -119,7 +116,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
     taken.dtype = compute == compute_float64 ? DType::float64 : DType::float32;
   }
   given.rows = {given.indices.data(), static_cast<std::int64_t>(given.indices.size()), size};
-  if (taken.data == nullptr) taken.data = &nothing;
+  if (taken.data == nullptr) taken.data = &nothing;  // no rows are not no gradient
   return taken;
 }
 

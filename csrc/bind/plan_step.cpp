@@ -224,7 +224,7 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
     refuse_overlap(index, what(), !clears);
   }
   if (view.owner) call.copies.push_back(view.owner);
-  return {view.data, nullptr, view.dtype};
+  return {given_memory(view), nullptr, view.dtype};
 }
 
 // Reads and checks everything; raises before anything is written.

@@ -189,8 +189,13 @@ class CudaDevices : public Devices {
                                " cupy.get_default_memory_pool().free_all_blocks() or torch.cuda.empty_cache()");
     }
     check(code, "cudaMalloc");
-    check(cudaMemset(memory, 0, bytes), "cudaMemset");
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // any stream may use it now
+    try {
+      check(cudaMemset(memory, 0, bytes), "cudaMemset");
+      check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // any stream may use it now
+    } catch (...) {
+      cudaFree(memory);
+      throw;
+    }
     return memory;
   }
 

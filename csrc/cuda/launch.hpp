@@ -104,6 +104,9 @@ struct Table {
   Group* groups;
   const std::uint32_t* leaf_groups_before;  // of each array, in leaf_groups
   const LeafGroup* leaf_groups;
+  // Which groups have more than one leaf, and which arrays more than one group: for a sum of one, no warp is needed.
+  const std::uint32_t* long_groups;
+  const std::uint32_t* long_arrays;
   DeviceState* state;
   std::byte* slots[max_slots];
   std::byte* accumulator;
@@ -116,6 +119,8 @@ struct Table {
   double* factors;  // of each array: of its gradient, or of its update between two passes
   std::uint32_t arrays_count;
   std::uint32_t leaf_groups_count;
+  std::uint32_t long_groups_count;
+  std::uint32_t long_arrays_count;
   std::uint32_t groups_count;
 };
 

@@ -83,25 +83,44 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline double sum_values(Team& team, const double* 
   });
 }
 
+// Neighbours in a list of sums, of which one more is made.
+struct Summands {
+  const double* first;
+  std::uint32_t count;
+};
+
+// Makes `count` sums, by one block: a thread each where there is one summand or none, a warp each for the `longs`.
+template <class Team, class SummandsOf>
+FUSEDSTEP_HOST_DEVICE inline void sum_each(Team& team, std::uint32_t count, const std::uint32_t* longs,
+                                           std::uint32_t longs_count, const SummandsOf& summands_of, double* sums) {
+  team.each([&](int thread) {
+    for (std::uint32_t i = static_cast<std::uint32_t>(thread); i < count; i += block_threads) {
+      const Summands summands = summands_of(i);
+      if (summands.count <= 1) sums[i] = summands.count == 0 ? 0 : team.fresh(summands.first);
+    }
+  });
+  team.each_warp([&](std::uint32_t warp) {
+    for (std::uint32_t k = warp; k < longs_count; k += Team::warps) {
+      const Summands summands = summands_of(longs[k]);
+      const double sum = sum_values(team, summands.first, summands.count);
+      team.by_one_of_warp([&] { sums[longs[k]] = sum; });
+    }
+  });
+  team.wait();
+}
+
 // From the sums of slices to those of arrays, by one block.
 template <class Team>
 FUSEDSTEP_HOST_DEVICE inline void sum_arrays(Team& team, const Table& table, const double* slice_sums) {
-  team.each_warp([&](std::uint32_t warp) {
-    for (std::uint32_t i = warp; i < table.leaf_groups_count; i += Team::warps) {
-      const LeafGroup group = table.leaf_groups[i];
-      const double sum = sum_values(team, slice_sums + group.first, group.count);
-      team.by_one_of_warp([&] { table.group_sums[i] = sum; });
-    }
-  });
-  team.wait();
-  team.each_warp([&](std::uint32_t warp) {
-    for (std::uint32_t i = warp; i < table.arrays_count; i += Team::warps) {
-      const std::uint32_t begin = table.leaf_groups_before[i], end = table.leaf_groups_before[i + 1];
-      const double sum = sum_values(team, table.group_sums + begin, end - begin);
-      team.by_one_of_warp([&] { table.array_sums[i] = sum; });
-    }
-  });
-  team.wait();
+  const auto of_group = [&](std::uint32_t i) {
+    return Summands{slice_sums + table.leaf_groups[i].first, table.leaf_groups[i].count};
+  };
+  const auto of_array = [&](std::uint32_t i) {
+    const std::uint32_t begin = table.leaf_groups_before[i];
+    return Summands{table.group_sums + begin, table.leaf_groups_before[i + 1] - begin};
+  };
+  sum_each(team, table.leaf_groups_count, table.long_groups, table.long_groups_count, of_group, table.group_sums);
+  sum_each(team, table.arrays_count, table.long_arrays, table.long_arrays_count, of_array, table.array_sums);
 }
 
 // The sum over all arrays, by one block. Of more than a leaf of them the leaves' sums take the place of the groups'.

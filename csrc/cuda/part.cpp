@@ -42,8 +42,8 @@ class Places {
 
 }  // namespace
 
-DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_stride, int rule_slots, bool accumulates,
-                       bool averages)
+DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t built, std::size_t slot_stride,
+                       int rule_slots, bool accumulates, bool averages)
     : device_(device),
       arrays_(std::move(arrays)),
       shared_slots_(std::make_shared<DeviceMemory>(
@@ -52,7 +52,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
       slots_(*shared_slots_) {
   std::vector<Slice> slices;
   std::vector<LeafGroup> leaf_groups;
-  std::vector<std::uint32_t> leaf_groups_before = {0};
+  std::vector<std::uint32_t> leaf_groups_before = {0}, long_groups, long_arrays;
   slices_before_ = {0};
   constexpr std::size_t most = std::numeric_limits<std::uint32_t>::max();
   for (std::size_t i = 0; i < arrays_.size(); ++i) {
@@ -62,9 +62,11 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
     }
     for (std::uint32_t k = 0; k < count; k += static_cast<std::uint32_t>(slice_unit)) {
       const std::uint32_t left = count - k, unit = static_cast<std::uint32_t>(slice_unit);
+      if (left > 1) long_groups.push_back(static_cast<std::uint32_t>(leaf_groups.size()));
       leaf_groups.push_back({static_cast<std::uint32_t>(slices.size()) + k, std::min(left, unit)});
     }
     for (std::uint32_t k = 0; k < count; ++k) slices.push_back({static_cast<std::uint32_t>(i), k});
+    if (leaf_groups.size() - leaf_groups_before.back() > 1) long_arrays.push_back(static_cast<std::uint32_t>(i));
     leaf_groups_before.push_back(static_cast<std::uint32_t>(leaf_groups.size()));
     slices_before_.push_back(static_cast<std::uint32_t>(slices.size()));
   }
@@ -76,9 +78,12 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
                     slices_at = places.add<Slice>(slices.size()),
                     before_at = places.add<std::uint32_t>(leaf_groups_before.size()),
                     leaf_groups_at = places.add<LeafGroup>(leaf_groups.size()),
+                    long_groups_at = places.add<std::uint32_t>(long_groups.size()),
+                    long_arrays_at = places.add<std::uint32_t>(long_arrays.size()),
                     slice_sums_at = places.add<double>(slices.size()),
                     update_sums_at = places.add<double>(slices.size()), group_sums_at = places.add<double>(group_sums),
-                    array_sums_at = places.add<double>(arrays_.size()), factors_at = places.add<double>(arrays_.size());
+                    array_sums_at = places.add<double>(arrays_.size()), factors_at = places.add<double>(arrays_.size()),
+                    groups_at = places.add<Group>(built), other_groups_at = places.add<Group>(built);
   shared_tables_ = std::make_shared<DeviceMemory>(device, places.size());
   std::byte* const tables = shared_tables_->as<std::byte>();
   const auto put = [&](std::size_t at, const auto& values) {
@@ -88,6 +93,8 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   put(slices_at, slices);
   put(before_at, leaf_groups_before);
   put(leaf_groups_at, leaf_groups);
+  put(long_groups_at, long_groups);
+  put(long_arrays_at, long_arrays);
   state_ = reinterpret_cast<DeviceState*>(tables + state_at);
   write_counts(Counts());
 
@@ -95,6 +102,8 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   table_.slices = reinterpret_cast<const Slice*>(tables + slices_at);
   table_.leaf_groups_before = reinterpret_cast<const std::uint32_t*>(tables + before_at);
   table_.leaf_groups = reinterpret_cast<const LeafGroup*>(tables + leaf_groups_at);
+  table_.long_groups = reinterpret_cast<const std::uint32_t*>(tables + long_groups_at);
+  table_.long_arrays = reinterpret_cast<const std::uint32_t*>(tables + long_arrays_at);
   table_.state = state_;
   int kind = 0;
   const auto next_kind = [&] { return slots() + slot_stride * static_cast<std::size_t>(kind++); };
@@ -109,8 +118,12 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t slot_s
   table_.group_sums = reinterpret_cast<double*>(tables + group_sums_at);
   table_.array_sums = reinterpret_cast<double*>(tables + array_sums_at);
   table_.factors = reinterpret_cast<double*>(tables + factors_at);
+  groups_places_[0] = table_.groups = reinterpret_cast<Group*>(tables + groups_at);
+  groups_places_[1] = reinterpret_cast<Group*>(tables + other_groups_at);
   table_.arrays_count = static_cast<std::uint32_t>(arrays_.size());
   table_.leaf_groups_count = static_cast<std::uint32_t>(leaf_groups.size());
+  table_.long_groups_count = static_cast<std::uint32_t>(long_groups.size());
+  table_.long_arrays_count = static_cast<std::uint32_t>(long_arrays.size());
 }
 
 void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once) {
@@ -124,12 +137,8 @@ void DevicePart::configure(const std::vector<Group>& groups, const std::vector<A
   }
   const std::size_t bytes = groups.size() * sizeof(Group);
   if (groups.size() == groups_.size() && std::memcmp(groups.data(), groups_.data(), bytes) == 0) return;
-  if (bytes > groups_memory_.size()) {
-    groups_memory_ = DeviceMemory(device_, bytes);
-    at_once = true;  // it has waited already
-  }
+  at_once |= groups_.empty();  // a build has waited already
   groups_ = groups;
-  table_.groups = groups_memory_.as<Group>();
   table_.groups_count = static_cast<std::uint32_t>(groups.size());
   groups_changed_ = !at_once;
   if (at_once) devices()->write(device_, table_.groups, groups_.data(), bytes);
@@ -139,6 +148,8 @@ void DevicePart::write_groups(bool capturing, void* stream) {
   if (!groups_changed_) return;
   const std::size_t bytes = groups_.size() * sizeof(Group);
   if (capturing) {
+    // That is not in the order of any stream, and steps before this one may still read the former groups.
+    table_.groups = table_.groups == groups_places_[0] ? groups_places_[1] : groups_places_[0];
     devices()->write_during_capture(device_, table_.groups, groups_.data(), bytes);
   } else {
     devices()->write_in_order(device_, table_.groups, groups_.data(), bytes, stream);

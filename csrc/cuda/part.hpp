@@ -27,10 +27,10 @@ struct DeviceStep {
 
 class DevicePart {
  public:
-  // `arrays` are the build's on this device, in its order; their numbers are those in the build.
+  // `arrays` are the build's on this device, in its order; their numbers are those in the build, which has `built`.
   // A slot of any kind takes `slot_stride` bytes over all of them.
-  DevicePart(int device, std::vector<Array> arrays, std::size_t slot_stride, int rule_slots, bool accumulates,
-             bool averages);
+  DevicePart(int device, std::vector<Array> arrays, std::size_t built, std::size_t slot_stride, int rule_slots,
+             bool accumulates, bool averages);
 
   int device() const { return device_; }
   const std::vector<Array>& arrays() const { return arrays_; }
@@ -40,8 +40,9 @@ class DevicePart {
   DeviceState* state() const { return state_; }
   std::shared_ptr<DeviceMemory> share_tables() const { return shared_tables_; }
 
-  // What single variables have of their own from now on. Groups are on the device before the next launch, of which
-  // write_groups tells; before this returns, and having waited, where graphs are replayed without one.
+  // What single variables have of their own from now on; there are no more groups than variables in the build. They
+  // are on the device before the next launch, of which write_groups tells; before this returns, and having waited,
+  // where graphs are replayed without one.
   void configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once);
   void write_groups(bool capturing, void* stream);
 
@@ -84,7 +85,7 @@ class DevicePart {
   DeviceState* state_ = nullptr;
   std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_;
   DeviceMemory& slots_;
-  DeviceMemory groups_memory_;
+  Group* groups_places_[2] = {};        // of which a table has one, and a graph that was captured with it, too
   bool groups_changed_ = false;         // and are not on the device yet
   std::vector<Order> orders_;           // of the arrays of each replica
   std::vector<DeviceMemory> outgrown_;  // which graphs still use

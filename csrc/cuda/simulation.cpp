@@ -141,7 +141,13 @@ int Simulation::device_of(const void* memory) {
   return address < begin + of.first ? of.second : -1;
 }
 
+void Simulation::wait() {
+  if (capturing_) throw std::runtime_error("a captured stream cannot be waited for");
+  read_by_kernels_.clear();
+}
+
 void* Simulation::allocate(int device, std::size_t bytes) {
+  wait();
   events.push_back({"allocate", device, 0});
   constexpr std::size_t alignment = 256;  // as CUDA's
   void* const memory =
@@ -159,13 +165,13 @@ void Simulation::free(int device, void* memory) noexcept {
 }
 
 void Simulation::write(int device, void* to, const void* from, std::size_t bytes) {
-  if (capturing_) throw std::runtime_error("a captured stream cannot be waited for");
+  wait();
   events.push_back({"write", device, 0});
   std::memcpy(to, from, bytes);
 }
 
 void Simulation::read(int device, void* to, const void* from, std::size_t bytes) {
-  if (capturing_) throw std::runtime_error("a captured stream cannot be waited for");
+  wait();
   events.push_back({"read", device, 0});
   std::memcpy(to, from, bytes);
 }
@@ -177,6 +183,7 @@ void Simulation::write_in_order(int device, void* to, const void* from, std::siz
 }
 
 void Simulation::write_during_capture(int, void* to, const void* from, std::size_t bytes) {
+  if (read_by_kernels_.contains(to)) throw std::runtime_error("kernels that run may still read what is written");
   std::memcpy(to, from, bytes);
 }
 
@@ -186,6 +193,7 @@ void Simulation::launch(int device, int rule, Kernel kernel, const Launch& launc
     captured_.emplace_back([=, this] { this->launch(device, rule, kernel, launch, stream); });
     return;
   }
+  read_by_kernels_.insert(launch.table.groups);
   static const std::vector<SimulatedRule> rules = simulated_rules(AllRules());
   const DefaultFloatEnvironment environment;
   const std::uint32_t blocks = std::clamp<std::uint32_t>(launch.slices, 1, blocks_);

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,9 +44,13 @@ class Simulation : public Devices {
   void replay();  // what was captured last
 
  private:
+  void wait();
+
   int count_;
   std::uint32_t blocks_;
   std::map<std::uintptr_t, std::pair<std::size_t, int>> memory_;  // size and device by address
+  // What a kernel reads at any time until the device was waited for.
+  std::set<const void*> read_by_kernels_;
   bool capturing_ = false;
   std::vector<std::function<void()>> captured_;  // launches
 };

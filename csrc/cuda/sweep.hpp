@@ -237,7 +237,9 @@ FUSEDSTEP_HOST_DEVICE inline void first_pass(Team& team, const Launch& launch, M
       const Span span = span_of(table, table.slices[slice]);
       const Array& array = table.arrays[span.index];
       team.wait_in_warp();
-      if (i < warps || !is_made_for(made, array)) team.by_one_of_warp([&] { make<R>(launch, array, made); });
+      team.by_one_of_warp([&] {
+        if (i < warps || !is_made_for(made, array)) make<R>(launch, array, made);
+      });
       team.wait_in_warp();
       const UnpackedGradient gradient = gradient_of(launch, 0, span.index);
       const bool visited = gradient.data != nullptr || visits_without_gradient(made.settings.stages);

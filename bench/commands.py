@@ -68,7 +68,13 @@ def _measure(
     settings = Settings(device, options.threads, options.rounds, contestants)
     console = _console()
     result = measured_run(
-        groups, settings, seconds=options.seconds, began=began, memory=memory, console=console
+        groups,
+        settings,
+        seconds=options.seconds,
+        began=began,
+        memory=memory,
+        console=console,
+        keep=lambda result: save(result, options.output),
     )
     print_result(console, result)
     save(result, options.output)

@@ -1,6 +1,6 @@
 """A whole run: measure, print, save."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +24,7 @@ def run(
     began: float,
     memory: bool,
     console: Console,
+    keep: Callable[[Result], object] = lambda result: None,
 ) -> Result:
     """Measure groups of workloads, with progress on the terminal.
 
@@ -34,6 +35,7 @@ def run(
         began: since when, by perf_counter.
         memory: whether to measure what steps allocate, too.
         console: where tables go; progress goes to the standard error.
+        keep: is given the result so far after each group, so that a run that is ended was not for nothing.
     """
     fusedstep.set_num_threads(settings.threads)
     result = Result(machine.describe(settings.threads, settings.device), settings.device, [])
@@ -72,6 +74,7 @@ def run(
                 )
 
             result.series += measure(group, settings, errors, deadline, tick)
+            keep(result)
     stop_workers()  # so that their time counts as ours
     spent = perf_counter() - start
     result.cores_used_by_others = (machine.others_seconds() - others_before) / spent

@@ -315,7 +315,9 @@ def test_what_would_wait_is_refused_while_a_graph_is_captured(
 def test_a_first_step_cannot_be_captured(gpus: None) -> None:
     optimizer = Adam(0.1)
     on_gpu, gradient = put([np.ones(3), np.ones(3)])
-    sentence = re.escape("Adam.build: a graph is captured, and making slots would have to wait for the GPU; build(")
+    sentence = re.escape(
+        "Adam.build: a graph is captured, and making slots would have to wait for the GPU; build("
+    )
 
     def work() -> None:
         with pytest.raises(RuntimeError, match=sentence):
@@ -495,7 +497,9 @@ def test_the_copy_of_a_gradient_in_a_graph_lives_as_long_as_the_plan(gpus: None)
     optimizer, gradient = SGD(1.0), Copied(simulation.array_on(0, np.zeros((2, 3))), values)
     optimizer.apply([gradient], [on_gpu])
     assert [copy() for copy in gradient.copies] == [None], "a step has no use for it afterwards"
-    capture(lambda: optimizer.apply([gradient]))
+    simulation.begin_capture()
+    optimizer.apply([gradient])
+    simulation.end_capture()
     simulation.replay()
     assert on_gpu.copy().tolist() == (-2 * values).tolist()
     del optimizer
@@ -520,7 +524,7 @@ def test_arrays_by_the_cuda_array_interface(gpus: None) -> None:
 
 
 class Empty:
-    """An array without elements, whose memory is null, as PyTorch's is; it counts how often it is looked at."""
+    """An array without elements, whose memory is null, as PyTorch's is; it counts who looks at it."""
 
     looks = 0
 
@@ -531,15 +535,15 @@ class Empty:
 
 
 def test_an_empty_array_without_memory_is_looked_at_once_a_step(gpus: None) -> None:
-    variables = [simulation.array_on(0, np.zeros(3, np.float32)), Empty()]
-    gradients = [simulation.array_on(0, np.ones(3, np.float32)), Empty()]
+    on_gpu, empty = simulation.array_on(0, np.zeros(3, np.float32)), Empty()
+    variables, gradients = [on_gpu, empty], [simulation.array_on(0, np.ones(3, np.float32)), Empty()]
     optimizer = SGD(0.5)
     optimizer.build(variables)
     optimizer.apply(gradients, variables)
-    before = variables[1].looks
+    before = empty.looks
     optimizer.apply(gradients, variables)
-    assert variables[1].looks == before + 2, "whether it has the interface, and what that says"
-    assert variables[0].copy().tolist() == [-1.0] * 3
+    assert empty.looks == before + 2, "whether it has the interface, and what that says"
+    assert on_gpu.copy().tolist() == [-1.0] * 3
     with pytest.raises(ValueError, match="all 2 gradients are None"):
         optimizer.apply([None, None], variables)
 

@@ -39,7 +39,7 @@ def take_steps(put: Callable[[Array], Any], optimizers: list[Optimizer]) -> list
     rule, names = first._rule(), _native.rules()[first._rule()][1]
     plan = _native.Plan("Groups", rule, False, False, variables, [], {}, [])
     plan.configure(
-        rule, dict.fromkeys(names, 0.0), _native.Options(), [_native.VariableSettings(1, 0, False)]
+        rule, dict.fromkeys(names, 0.0), _native.Options(), _native.VariableSettings(1, 0, False), {}
     )
     for step in range(5):
         behind = [0, min(step, 2), 0, 0]

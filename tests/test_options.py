@@ -1,5 +1,6 @@
 """What is folded into the pass, to the bits of the reference: clipping, averages, accumulation, scales."""
 
+import copy
 import itertools
 import math
 import re
@@ -220,6 +221,36 @@ def test_settings_of_single_variables(threads: int) -> None:
         opt.apply(grads)
         reference.apply(grads)
     assert_same(opt, listed, reference)
+
+
+def test_settings_that_change_in_every_step_are_kept_once() -> None:
+    """Of each kind, in the order in which they came last, whatever their selectors have in common."""
+    opt = AdamW(1.0, weight_decay=0.1)
+    w = {f"layer{i}/{name}": np.zeros(2) for i in range(3) for name in "ab"}
+    opt.build(w)
+    pattern = re.compile("/a$")
+    expected = {name: [1.0, 0.1, False] for name in w}
+    for step in range(5):
+        for selector, chosen in (
+            ("layer1", ["layer1/a", "layer1/b"]),
+            (pattern, ["layer0/a", "layer1/a", "layer2/a"]),
+            (w["layer1/a"][:], ["layer1/a"]),
+            ("layer1", ["layer1/a", "layer1/b"]),
+        )[step % 2 :]:
+            opt.adjust(selector, learning_rate_multiplier=step + len(chosen))
+            opt.adjust(selector, weight_decay=step / len(chosen), frozen=step % 2 == 0)
+            for name in chosen:
+                expected[name] = [step + len(chosen), step / len(chosen), step % 2 == 0]
+        assert len(opt._adjustments.changes) <= 9
+        changes = opt._adjustments.of(opt._plan)  # type: ignore[arg-type]
+        assert changes == type(opt._adjustments)(opt._adjustments.changes).of(opt._plan)  # type: ignore[arg-type]
+        for index, name in enumerate(w):
+            if index in changes:
+                one = changes[index]
+                assert [one.multiplier, one.weight_decay, one.frozen] == expected[name]
+    twin = copy.deepcopy(opt)
+    twin.build({name: array.copy() for name, array in w.items()})
+    assert twin._adjustments.of(twin._plan) == changes  # type: ignore[arg-type]
 
 
 def test_refused_settings() -> None:

@@ -181,7 +181,7 @@ PYBIND11_MODULE(_native, module) {
            py::arg("optimizer"), py::arg("rule"), py::arg("accumulates"), py::arg("averages"), py::arg("variables"),
            py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none())
       .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
-           py::arg("settings"))
+           py::arg("settings"), py::arg("own"))
       .def("set_groups", &Plan::set_groups, py::arg("groups"), py::arg("of"))
       .def("carried_of", &Plan::carried_of, py::arg("group"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),

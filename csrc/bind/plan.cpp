@@ -209,7 +209,8 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
 }
 
 void Plan::configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
-                     const Options& options, const std::vector<VariableSettings>& settings) {
+                     const Options& options, const VariableSettings& settings,
+                     const std::map<std::size_t, VariableSettings>& own) {
   const Exclusive exclusive(*this);
   const int number = rule_number(rule);
   const Rule& next = custom_ ? custom_->rule() : current_target().rules[number];
@@ -226,21 +227,23 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   }
   double values[max_hyperparameters] = {};
   for (int k = 0; k < next.hyperparameter_count; ++k) values[k] = hyperparameters.at(next.hyperparameters[k]);
+  if (!own.empty() && own.rbegin()->first >= count()) throw py::index_error(optimizer_ + ": there is no such variable");
   std::vector<Group> groups;
   std::vector<std::uint16_t> of(count());
+  std::map<std::pair<double, double>, std::size_t> numbers;
+  auto next_own = own.begin();
   for (std::size_t i = 0; i < count(); ++i) {
-    const VariableSettings& own = settings.size() == 1 ? settings[0] : settings.at(i);
-    const auto same = std::ranges::find_if(groups, [&](const Group& group) {
-      return group.multiplier == own.multiplier && group.weight_decay == own.weight_decay;
-    });
-    of[i] = static_cast<std::uint16_t>(same - groups.begin());
-    if (same == groups.end()) groups.push_back(own);
+    const VariableSettings& its = next_own != own.end() && next_own->first == i ? (next_own++)->second : settings;
+    const auto [place, is_new] = numbers.try_emplace({its.multiplier, its.weight_decay}, groups.size());
+    if (is_new) groups.push_back(its);
     if (groups.size() > most_groups) {
       refuse_value(optimizer_ + ": more than 65535 different settings of single variables; share some");
     }
+    of[i] = static_cast<std::uint16_t>(place->second);
   }
   take_groups(std::move(groups), of);
-  for (std::size_t i = 0; i < count(); ++i) frozen_[i] = (settings.size() == 1 ? settings[0] : settings[i]).frozen;
+  frozen_.assign(count(), settings.frozen);
+  for (const auto& [index, its] : own) frozen_[index] = its.frozen;
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   options_ = options;

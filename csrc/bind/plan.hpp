@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -36,10 +37,11 @@ class Plan {
        std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
        const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom);
 
-  // What steps compute from now on. `settings` has one for all variables, or one for each. Raises where that needs
-  // other slots than were built.
+  // What steps compute from now on. Some variables have settings of their `own`. Raises where that needs other slots
+  // than were built.
   void configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
-                 const Options& options, const std::vector<VariableSettings>& settings);
+                 const Options& options, const VariableSettings& settings,
+                 const std::map<std::size_t, VariableSettings>& own);
 
   // Makes `groups`, which are apart, what variables may have of their own; `of` says which each variable is of, None
   // that this stays as it was.
@@ -178,7 +180,8 @@ class Plan {
   std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
   void set_gradient(std::size_t index, Gradient gradient);
-  // The memory of a gradient that is given: of an empty one some libraries say null, which means here that there is none.
+  // The memory of a gradient that is given: of an empty one some libraries say null, which means here that there is
+  // none.
   static const void* given_memory(const ArrayView& view) {
     return view.data != nullptr ? static_cast<const void*>(view.data) : &nothing;
   }
@@ -217,8 +220,8 @@ class Plan {
   // Scratch of a step, kept from one to the next.
   std::vector<Settings> settings_;  // of each group
   Counts counts_;
-  bool counts_certain_ = true;  // else a device knows better
-  bool captured_ = false;       // whether a step went into a graph
+  bool counts_certain_ = true;               // else a device knows better
+  bool captured_ = false;                    // whether a step went into a graph
   std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew
   bool skipped_ = false;
   std::optional<double> norm_;

@@ -32,9 +32,10 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
   if (by_device.empty()) return;
   for (const Built& built : built_) {
     if (built.device == on_cpu || !devices()->is_capturing(current_stream(built.object.ptr(), built.device))) continue;
-    refuse_now(optimizer_ +
-               ".build: a graph is captured, and making slots would have to wait for the GPU; build(variables), or take "
-               "a step, before the capture");
+    refuse_now(
+        optimizer_ +
+        ".build: a graph is captured, and making slots would have to wait for the GPU; build(variables), or take "
+        "a step, before the capture");
   }
   const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
   const Rule& rule = this->rule();

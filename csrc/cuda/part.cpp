@@ -42,7 +42,7 @@ class Places {
 
 }  // namespace
 
-DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t built, std::size_t slot_stride,
+DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_groups, std::size_t slot_stride,
                        int rule_slots, bool accumulates, bool averages)
     : device_(device),
       arrays_(std::move(arrays)),
@@ -83,7 +83,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t built,
                     slice_sums_at = places.add<double>(slices.size()),
                     update_sums_at = places.add<double>(slices.size()), group_sums_at = places.add<double>(group_sums),
                     array_sums_at = places.add<double>(arrays_.size()), factors_at = places.add<double>(arrays_.size()),
-                    groups_at = places.add<Group>(built), other_groups_at = places.add<Group>(built);
+                    groups_at = places.add<Group>(most_groups), other_groups_at = places.add<Group>(most_groups);
   shared_tables_ = std::make_shared<DeviceMemory>(device, places.size());
   std::byte* const tables = shared_tables_->as<std::byte>();
   const auto put = [&](std::size_t at, const auto& values) {

@@ -27,9 +27,9 @@ struct DeviceStep {
 
 class DevicePart {
  public:
-  // `arrays` are the build's on this device, in its order; their numbers are those in the build, which has `built`.
-  // A slot of any kind takes `slot_stride` bytes over all of them.
-  DevicePart(int device, std::vector<Array> arrays, std::size_t built, std::size_t slot_stride, int rule_slots,
+  // `arrays` are the build's on this device, in its order; their numbers are those in the build, whose
+  // variables are in up to `most_groups`. A slot of any kind takes `slot_stride` bytes over all of them.
+  DevicePart(int device, std::vector<Array> arrays, std::size_t most_groups, std::size_t slot_stride, int rule_slots,
              bool accumulates, bool averages);
 
   int device() const { return device_; }
@@ -40,9 +40,8 @@ class DevicePart {
   DeviceState* state() const { return state_; }
   std::shared_ptr<DeviceMemory> share_tables() const { return shared_tables_; }
 
-  // What single variables have of their own from now on; there are no more groups than variables in the build. They
-  // are on the device before the next launch, of which write_groups tells; before this returns, and having waited,
-  // where graphs are replayed without one.
+  // What single variables have of their own from now on. Groups are on the device before the next launch, of which
+  // write_groups tells; before this returns, and having waited, where graphs are replayed without one.
   void configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once);
   void write_groups(bool capturing, void* stream);
 

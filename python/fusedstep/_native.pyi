@@ -110,7 +110,8 @@ class Plan:
         rule: str,
         hyperparameters: dict[str, float],
         options: Options,
-        settings: list[VariableSettings],
+        settings: VariableSettings,
+        own: dict[int, VariableSettings],
     ) -> None: ...
     def set_groups(self, groups: list[Group], of: list[int] | None) -> None: ...
     def carried_of(self, group: int) -> float: ...

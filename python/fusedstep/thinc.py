@@ -129,7 +129,8 @@ class Updater:
             rule_of(settings),
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
             options,
-            [_native.VariableSettings(1.0, self.decay, False)],
+            _native.VariableSettings(1.0, self.decay, False),
+            {},
         )
         self.settings = settings
 

@@ -297,7 +297,8 @@ class Part:
             rule,
             dict.fromkeys(self.hyperparameters, 0.0),
             options,
-            [_native.VariableSettings(1.0, 0.0, False)],
+            _native.VariableSettings(1.0, 0.0, False),
+            {},
         )
         self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"

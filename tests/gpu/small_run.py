@@ -1,6 +1,7 @@
-"""A few steps of every rule on small arrays, for compute-sanitizer, which slows a GPU down.
+"""A few steps of every rule, for compute-sanitizer, which slows a GPU down.
 
-Each array has an allocation of its own, so that an access beside it is seen. The bits must be the CPU's.
+Each array has an allocation of its own, so that an access beside it is seen. Most are small; with one a block
+takes several slices. The bits must be the CPU's.
 """
 
 import sys
@@ -17,6 +18,7 @@ from gpu.libraries import CuPy, host, on_gpu
 from reference import same_bits
 
 SIZES = [0, 1, 17, 4097, 9000]
+LARGE = 5_000_000  # more slices than a GPU has blocks, or warps
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"clipnorm": 0.5, "weight_decay": 0.1, "use_ema": True},
@@ -24,14 +26,21 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+def at_any_phase(library: CuPy, arrays: list[Any]) -> list[Any]:
+    """Put arrays where 16 bytes at a time begin at their first element, or at another one."""
+    return [library.array(one, number % 3 * one.itemsize) for number, one in enumerate(arrays)]
+
+
 def differences(library: CuPy, optimizer: Optimizer) -> int:
     """Take two steps on the CPU and the GPU; return how many arrays differ."""
     rng = np.random.default_rng(1)
     twin = with_arguments(optimizer)
     here = [random_array(rng, size, dtype) for size in SIZES for dtype in DTYPES]
-    there = on_gpu(library, here)
+    if optimizer._rule() in ("adam", "lamb"):
+        here.append(random_array(rng, LARGE, np.float32))
+    there = at_any_phase(library, here)
     grads = [random_array(rng, one.size, one.dtype) for one in here]
-    on_device = on_gpu(library, grads)
+    on_device = at_any_phase(library, grads[::-1])[::-1]
     for _ in range(2):
         optimizer.apply(grads, here)
         twin.apply(on_device, there)

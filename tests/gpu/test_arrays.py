@@ -83,6 +83,29 @@ def test_ten_thousand_arrays(optimizer: Optimizer, cupy: Any) -> None:
     assert optimizer.iterations == 2
 
 
+@pytest.mark.parametrize("optimizer", [Adam(0.01, weight_decay=0.1), Lamb(0.01, weight_decay=0.1)], ids=repr)
+def test_settings_and_dtypes_that_change_from_array_to_array(optimizer: Optimizer, cupy: Any) -> None:
+    """Many more arrays than a GPU has blocks, or warps: each takes several, whose coefficients differ."""
+    library, rng, size = loaded("cupy"), np.random.default_rng(3), 3
+    wholes = [random_array(rng, 3000 * size, dtype) for dtype in (np.float32, np.float64)]
+    there, here = fresh(optimizer), fresh(optimizer)
+
+    def alternating(buffers: list[Any]) -> list[Any]:
+        return [buffer[i : i + size] for i in range(0, 3000 * size, size) for buffer in buffers]
+
+    buffers = on_gpu(library, wholes)
+    on_device, on_cpu = alternating(buffers), alternating(wholes)
+    for twin, arrays in ((there, on_device), (here, on_cpu)):
+        twin.build(arrays)
+        for one in arrays[::3]:
+            twin.adjust(one, weight_decay=0.5)
+    for _ in range(2):
+        grads = [random_array(rng, one.size, one.dtype) for one in wholes]
+        there.apply(alternating(on_gpu(library, grads)), on_device)
+        here.apply(alternating(grads), on_cpu)
+    assert all(same_bits(host(a), b) for a, b in zip(buffers, wholes, strict=True))
+
+
 def test_one_dtype_after_another(library: Any) -> None:
     """A gradient's dtype may change between steps, and some of them be None."""
     rng = np.random.default_rng(1)

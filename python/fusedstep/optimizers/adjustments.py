@@ -3,9 +3,10 @@
 import difflib
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -38,18 +39,30 @@ class Change:
 
     def after(self, former: "Change") -> "Change":
         """Return what holds when this comes after the former one."""
-        both = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Change(**{n: getattr(former, n) if value is None else value for n, value in both.items()})
+        return Change(
+            former.multiplier if self.multiplier is None else self.multiplier,
+            former.weight_decay if self.weight_decay is None else self.weight_decay,
+            former.frozen if self.frozen is None else self.frozen,
+        )
 
 
 Selector = Any  # an array, a name, or a compiled regular expression
+Changes = dict[int, Change]  # of a plan's variables, by their indices
 
 
 @dataclass(frozen=True)
 class Adjustments:
-    """All changes so far, in their order."""
+    """All that was changed: each setting of each selector once, in the order in which they came last.
 
-    changes: tuple[tuple[Selector, Change], ...] = ()
+    A later one counts, where two are of the same variable.
+    """
+
+    changes: Mapping[tuple[str, Any], tuple[Selector, Change]] = field(default_factory=dict)
+    # What they come to, of plans that were asked for.
+    known: WeakKeyDictionary[_native.Plan, Changes] = field(default_factory=WeakKeyDictionary, compare=False)
+
+    def __reduce__(self) -> Any:
+        return Adjustments, (self.changes,)
 
     def and_also(
         self, variables: Any, change: Change, who: str, plans: Sequence[_native.Plan] = ()
@@ -57,51 +70,88 @@ class Adjustments:
         """Return these and the change of some more variables, of the plans where there are some."""
         selectors = list(variables) if isinstance(variables, (list, tuple)) else [variables]
         for selector in selectors:
-            if not isinstance(selector, (str, re.Pattern)) and not _native.is_array(selector):
+            if not _is_by_name(selector) and not _native.is_array(selector):
                 kind = type(selector).__name__
                 raise TypeError(f"{who}: variables must be arrays or names, got {selector!r} of type {kind}")
             if plans and not any(_chosen(selector, plan) for plan in plans):
                 raise ValueError(f"{who}: {_unknown(selector, plans)}")
-        return Adjustments(self.changes + tuple((selector, change) for selector in selectors))
+        return self._and_then([(_as_built(selector, plans), change) for selector in selectors])
+
+    def and_of(self, plan: _native.Plan, changes: Changes) -> "Adjustments":
+        """Return these and changes of a plan's variables."""
+        return self._and_then([(plan.variable(index), change) for index, change in changes.items()])
+
+    def _and_then(self, more: list[tuple[Selector, Change]]) -> "Adjustments":
+        changes = dict(self.changes)
+        known = WeakKeyDictionary({plan: dict(of_plan) for plan, of_plan in self.known.items()})
+        for selector, change in more:
+            identity = selector if _is_by_name(selector) else id(selector)  # which stays: it is kept
+            for name, value in vars(change).items():
+                if value is not None:
+                    changes.pop((name, identity), None)
+                    changes[name, identity] = selector, Change(**{name: value})
+            for plan, of_plan in known.items():
+                _put(of_plan, selector, change, plan)
+        return Adjustments(changes, known)
 
     def by_name(self) -> "Adjustments":
         """Return those that do not name arrays."""
-        return Adjustments(tuple(one for one in self.changes if isinstance(one[0], (str, re.Pattern))))
+        return Adjustments({key: one for key, one in self.changes.items() if _is_by_name(one[0])})
 
     def without(self, plan: _native.Plan) -> "Adjustments":
         """Return those that do not name arrays of this plan."""
-        own = [
-            not isinstance(selector, (str, re.Pattern)) and plan.owns(selector)
-            for selector, _ in self.changes
-        ]
-        return Adjustments(tuple(one for one, mine in zip(self.changes, own, strict=True) if not mine))
+        return Adjustments(
+            {
+                key: (selector, change)
+                for key, (selector, change) in self.changes.items()
+                if _is_by_name(selector) or not plan.owns(selector)
+            }
+        )
 
-    def of(self, plan: _native.Plan) -> dict[int, Change]:
-        """Return the changes of a plan's variables, by their indices."""
-        found: dict[int, Change] = {}
-        for selector, change in self.changes:
-            for index in _chosen(selector, plan):
-                found[index] = change.after(found.get(index, Change()))
+    def of(self, plan: _native.Plan) -> Changes:
+        """Return the changes of a plan's variables."""
+        if plan not in self.known:
+            self.known[plan] = {}
+            for selector, change in self.changes.values():
+                _put(self.known[plan], selector, change, plan)
+        return self.known[plan]
+
+    def resolve(self, plan: _native.Plan, weight_decay: float) -> dict[int, _native.VariableSettings]:
+        """Return the settings of those of a plan's variables that have some of their own."""
+        made: dict[int, _native.VariableSettings] = {}  # few for many variables, mostly
+        found = {}
+        for index, change in self.of(plan).items():
+            if id(change) not in made:
+                made[id(change)] = _native.VariableSettings(
+                    1.0 if change.multiplier is None else change.multiplier,
+                    weight_decay if change.weight_decay is None else change.weight_decay,
+                    bool(change.frozen),
+                )
+            found[index] = made[id(change)]
         return found
 
-    def resolve(self, plan: _native.Plan, weight_decay: float) -> list[_native.VariableSettings]:
-        """Return the settings of a plan's variables; one for all where they are equal."""
-        changes = self.of(plan)
 
-        def settings(own: Change) -> _native.VariableSettings:
-            return _native.VariableSettings(
-                1.0 if own.multiplier is None else own.multiplier,
-                weight_decay if own.weight_decay is None else own.weight_decay,
-                bool(own.frozen),
-            )
+def _as_built(selector: Selector, plans: Sequence[_native.Plan]) -> Selector:
+    """Return the very array that was built, in the place of another one over its memory."""
+    if not _is_by_name(selector):
+        for plan in plans:
+            if plan.owns(selector):
+                return plan.variable(plan.index_of(selector))
+    return selector
 
-        if not changes:
-            return [settings(Change())]
-        return [settings(changes.get(index, Change())) for index in range(len(plan))]
+
+def _put(changes: Changes, selector: Selector, change: Change, plan: _native.Plan) -> None:
+    for index in _chosen(selector, plan):
+        former = changes.get(index)
+        changes[index] = change if former is None else change.after(former)
+
+
+def _is_by_name(selector: Selector) -> bool:
+    return isinstance(selector, (str, re.Pattern))
 
 
 def _unknown(selector: Selector, plans: Sequence[_native.Plan]) -> str:
-    if not isinstance(selector, (str, re.Pattern)):
+    if not _is_by_name(selector):
         return f"an array of shape {tuple(selector.shape)} was never built; build(variables) adds new ones"
     names = [name for plan in plans for name in plan.names]
     close = difflib.get_close_matches(str(selector), names, n=1)

@@ -207,8 +207,7 @@ class Optimizer(Declared):
         if self._carried:
             state = self._carried[0]
             state.restore(plan, type(self).__name__)
-            for index, change in state.changes_in_order_of(plan).items():
-                self._adjustments = self._adjustments.and_also([plan.variable(index)], change, "")
+            self._adjustments = self._adjustments.and_of(plan, state.changes_in_order_of(plan))
             del self._carried[0]
         self._configure(plan)
         if self._dynamic_scale is not None:
@@ -704,7 +703,7 @@ class Optimizer(Declared):
 
     def _changed(self) -> None:
         for plan in self._plans:
-            self._check_rounded([plan.variable(index) for index in range(len(plan))])
+            self._check_rounded(plan.variable(index) for index in range(len(plan)))
         for plan in self._plans:
             self._configure(plan)
 
@@ -716,8 +715,13 @@ class Optimizer(Declared):
             parameter = self._hyperparameters[name]
             assert isinstance(parameter, Hyperparameter)
             numbers[name] = parameter.number(self._values[name])
+        decay = self.weight_decay or 0.0
         plan.configure(
-            rule, numbers, self._options(), self._adjustments.resolve(plan, self.weight_decay or 0.0)
+            rule,
+            numbers,
+            self._options(),
+            _native.VariableSettings(1.0, decay, False),
+            self._adjustments.resolve(plan, decay),
         )
 
     def _options(self) -> _native.Options:

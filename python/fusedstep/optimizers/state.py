@@ -153,7 +153,8 @@ class PlanState:
         """Return the settings of single variables by their indices in the plan."""
         if not (self.names and plan.names):
             return self.changes
-        return {plan.names.index(self.names[index]): change for index, change in self.changes.items()}
+        places = {name: place for place, name in enumerate(plan.names)}
+        return {places[self.names[index]]: change for index, change in self.changes.items()}
 
     # Plain data, as in a state_dict.
 

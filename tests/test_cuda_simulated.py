@@ -18,7 +18,17 @@ import pytest
 
 import fusedstep
 from conftest import DTYPES, OPTIONS, STAGES, VARIANTS, random_array, with_arguments
-from fusedstep import SGD, Adam, AdamW, Lamb, Nadam, Optimizer
+from fusedstep import (
+    SGD,
+    Adam,
+    AdamW,
+    ExponentialDecay,
+    Ftrl,
+    Lamb,
+    Nadam,
+    Optimizer,
+    PiecewiseConstantDecay,
+)
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
 from simulated import assert_same, kernels, put
@@ -336,6 +346,74 @@ def test_a_schedule_cannot_be_captured(gpus: None) -> None:
         optimizer.apply([gradient], [on_gpu])
     simulation.end_capture()
     assert optimizer.apply([gradient], [on_gpu]) == 1
+
+
+SCHEDULES: list[Callable[[], Any]] = [
+    lambda: ExponentialDecay(0.5, 3, 0.9),
+    lambda: PiecewiseConstantDecay([4, 300], [0.5, 0.25, 0.125]),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cls", [Adam, Lamb, SGD])
+def test_a_schedule_is_asked_ahead_where_the_device_counts(
+    cls: type[Optimizer], schedule: Callable[[], Any], gpus: None
+) -> None:
+    """One wait for 256 steps, whichever of them are left out."""
+    rng = np.random.default_rng(14)
+    here, there = cls(schedule(), skip_nonfinite=True), cls(schedule(), skip_nonfinite=True)
+    w = random_array(rng, 40, np.float32)
+    on_gpu, gradient = put([w, w])
+    there.build([on_gpu])
+    waits = []
+    simulation.take_events()
+    for step in range(600):
+        grads = random_array(rng, 40, np.float32)
+        if step % 7 == 3 or 250 < step < 260:
+            grads[step % 40] = np.nan
+        gradient.assign(grads)
+        simulation.take_events()
+        there.apply([gradient])
+        waits += [step for what, _, _ in simulation.take_events() if what == "read"]
+        here.apply([grads], [w])
+    assert waits == [1, 257, 513]
+    assert same_bits(on_gpu.copy(), w)
+    assert (there.iterations, there.skipped_calls) == (here.iterations, here.skipped_calls)
+
+
+def test_rates_that_were_asked_ahead_are_forgotten_with_what_they_depend_on(gpus: None) -> None:
+    schedule, pieces = ExponentialDecay(0.5, 3, 0.9), PiecewiseConstantDecay([7], [2.0, 1.0])
+    here, there = SGD(schedule, skip_nonfinite=True), SGD(schedule, skip_nonfinite=True)
+    w = np.zeros(3)
+    on_gpu, gradient = put([w, np.ones(3)])
+    changes: list[Callable[[SGD, Any], object]] = [
+        lambda _, __: setattr(schedule, "decay_rate", 0.5),
+        lambda one, _: setattr(one, "learning_rate", pieces),
+        lambda _, __: pieces.values.__setitem__(1, 3.0),
+        lambda one, variable: one.adjust(variable, learning_rate_multiplier=0.5),
+        lambda one, _: setattr(one, "learning_rate", 0.125),
+        lambda one, _: setattr(one, "learning_rate", lambda step: step / 8),
+        lambda one, _: one.load_state_dict(one.state_dict()),
+    ]
+    for change in changes:
+        for _ in range(3):
+            here.apply([np.ones(3)], [w])
+            there.apply([gradient], [on_gpu])
+            assert same_bits(on_gpu.copy(), w)
+        change(here, w)
+        change(there, on_gpu)
+    assert there.iterations == here.iterations == 21
+
+
+def test_a_rate_ahead_that_is_refused_is_refused_in_its_turn(gpus: None) -> None:
+    optimizer = Ftrl(PiecewiseConstantDecay([3], [0.5, 0.0]), skip_nonfinite=True)
+    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
+    for _ in range(4):
+        optimizer.apply([gradient], [on_gpu])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="learning_rate must not be 0"):
+            optimizer.apply([gradient], [on_gpu])
+    assert optimizer.iterations == 4
 
 
 def test_a_learning_rate_on_the_device(gpus: None) -> None:

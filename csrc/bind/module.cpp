@@ -151,6 +151,7 @@ PYBIND11_MODULE(_native, module) {
 
   bind_device_array(module);
   bind_simulation(module);
+  module.attr("most_rates") = most_rates;
 
   py::class_<Group>(module, "Group")
       .def(py::init([](double learning_rate, double weight_decay, double l2, const std::vector<double>& hyperparameters,
@@ -199,6 +200,11 @@ PYBIND11_MODULE(_native, module) {
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
       .def("is_capturing", &Plan::is_capturing)
       .def("set_learning_rate", &Plan::set_learning_rate, py::arg("rate"))
+      .def_property_readonly("device_counts", &Plan::device_counts)
+      .def("check_learning_rate", &Plan::check_learning_rate, py::arg("learning_rate"))
+      .def("look_ahead", &Plan::look_ahead, py::arg("rates"))
+      .def("forget_rates", &Plan::forget_rates)
+      .def_property_readonly("rates_left", &Plan::rates_left)
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_property("calls", &get_count<&Counts::calls>, &set_count<&Counts::calls>)

@@ -271,6 +271,7 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
   if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
   for (Array& array : arrays_) array.settings = of[array.number];
   groups_ = std::move(groups);
+  rates_left_ = 0;  // they were checked with the former
   tell_parts();
 }
 

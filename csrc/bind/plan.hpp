@@ -50,7 +50,8 @@ class Plan {
 
   // One update of the variables that have a gradient; of all that were built if `variables` is None.
   // With replicas, `grads` and each of them are lists of gradients that are summed, or averaged if `mean`.
-  // The learning rate is a number, or an array without dimensions on the variables' device, read there.
+  // The learning rate is a number, an array without dimensions on the variables' device, read there, or None for that
+  // of look_ahead.
   // Returns the number of calls so far; on a device that decides for itself, with those that it left out.
   std::int64_t step(const py::object& grads, const py::object& variables, const py::object& learning_rate,
                     const py::object& replicas, bool mean);
@@ -77,8 +78,17 @@ class Plan {
   py::object loss_scale_on_device() const;
   // Whether a step now would go into a graph, to run later.
   bool is_capturing() const;
+  // Raises where it is not finite, or not times the multiplier of some variable.
+  void check_learning_rate(double learning_rate) const;
   // The learning rate of steps that were captured in one.
   void set_learning_rate(double rate);
+  // Whether a device counts, by itself, the calls that are made, so that asking for them waits.
+  bool device_counts() const { return !counts_certain_ && !captured_; }
+  // Tells the device the learning rates of calls ahead, from that on which comes next; it picks one by the calls that
+  // it has counted. For so many steps some are left; for none when settings or counts were changed.
+  void look_ahead(const std::vector<double>& rates);
+  void forget_rates() { rates_left_ = 0; }
+  std::size_t rates_left() const { return rates_left_; }
 
  private:
   // A variable as it was when built; each step compares.
@@ -125,7 +135,6 @@ class Plan {
   void show_to_custom_rule();
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
-  void check_learning_rate(double learning_rate) const;
   bool is_unchanged(std::size_t index, const ArrayView& view) const;
   // Whether a gradient's memory can be read, and cleared where that is wanted, as it is.
   bool is_used_in_place(const ArrayView& view) const {
@@ -160,7 +169,8 @@ class Plan {
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
-  void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device, bool mean);
+  void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
+                       bool looks_up_rate, bool mean);
   void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
   void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
@@ -223,6 +233,8 @@ class Plan {
   bool counts_certain_ = true;               // else a device knows better
   bool captured_ = false;                    // whether a step went into a graph
   std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew
+  std::size_t rates_left_ = 0;               // of look_ahead, for steps to come
+  std::int64_t first_rates_ = 0;
   bool skipped_ = false;
   std::optional<double> norm_;
   bool norm_on_device_ = false;

@@ -154,12 +154,12 @@ DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, boo
     options.loss_scale = counts_.loss_scale;
     options.loss_scale_growth_steps = 0;
   }
-  return {rule_,          two_passes, hyperparameters_, options, 0,          nullptr, DType::float64,
+  return {rule_,          two_passes, hyperparameters_, options, 0,          nullptr, DType::float64, false, 0,
           step.gradients, count(),    replicas,         mean,    is_alone(), 0};
 }
 
 void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
-                           bool mean) {
+                           bool looks_up_rate, bool mean) {
   if (call.replicas > most_gradients) {
     refuse_value(who_ + "there are " + std::to_string(call.replicas) + " replicas, but of variables on a GPU at most " +
                  std::to_string(most_gradients) + " can be summed at once");
@@ -176,6 +176,8 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     request.learning_rate_on_device = rate_on_device->data;
     request.learning_rate_dtype = rate_on_device->dtype;
   }
+  request.looks_up_rate = looks_up_rate;
+  request.first_rates = first_rates_;
   if (!request.alone && capturing) {
     refuse_value(who_ +
                  "a step that goes into a graph must have all its variables on one device, but there are some on " +
@@ -200,6 +202,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   if (norm_on_device_) part.launch_norms(request, streams[0]);
   part.launch_update(request, streams[0]);
   if (capturing) return;
+  if (rates_left_ > 0) --rates_left_;
   if (options_.skips_not_finite) counts_certain_ = false;
   skipped_ = false;
   count_call();
@@ -269,6 +272,7 @@ const Counts& Plan::counts() {
 
 void Plan::set_counts(const Counts& counts) {
   refuse_while_capturing("setting what steps count");
+  rates_left_ = 0;
   counts_ = counts;
   for (const auto& part : parts_) part->write_counts(counts);
 }
@@ -290,6 +294,14 @@ py::object Plan::loss_scale_on_device() const {
 py::object Plan::norm() {
   if (norm_on_device_) return number_on_device(&parts_[0]->state()->norm);
   return norm_ ? py::object(py::float_(*norm_)) : py::none();
+}
+
+void Plan::look_ahead(const std::vector<double>& rates) {
+  rates_left_ = 0;
+  first_rates_ = counts().calls;
+  if (rates.size() > most_rates) refuse_value("there is room for " + std::to_string(most_rates) + " learning rates");
+  if (!rates.empty()) parts_[0]->write_rates(rates);
+  rates_left_ = rates.size();
 }
 
 void Plan::set_learning_rate(double rate) {

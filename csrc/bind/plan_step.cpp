@@ -394,10 +394,11 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   if (expected == 0) return counts_.calls;
   HeldView rate_on_device;
   const bool has_number = PyFloat_Check(learning_rate.ptr()) != 0;
+  const bool looks_up = learning_rate.is_none() && rates_left_ > 0;
   const double rate = has_number ? PyFloat_AS_DOUBLE(learning_rate.ptr()) : 0;
   if (has_number) {
     check_learning_rate(rate);
-  } else {
+  } else if (!looks_up) {
     take_rate_on_device(learning_rate, rate_on_device);
   }
 
@@ -416,7 +417,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
     if (custom_ && std::ranges::any_of(call.touched, is_touched)) custom_->check_rows();
   }
   if (has_devices()) {
-    step_on_devices(step, call, rate, has_number ? nullptr : &rate_on_device, mean);
+    step_on_devices(step, call, rate, has_number || looks_up ? nullptr : &rate_on_device, looks_up, mean);
   } else {
     run_timed(step, call, false);
   }

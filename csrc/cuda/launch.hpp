@@ -97,6 +97,9 @@ struct DeviceState {
   std::uint32_t blocks_done;      // of the kernel that runs
 };
 
+// How many calls a device can be told the learning rates of at once.
+constexpr std::size_t most_rates = 256;
+
 // Where things are on the device.
 struct Table {
   const Array* arrays;
@@ -108,6 +111,7 @@ struct Table {
   const std::uint32_t* long_groups;
   const std::uint32_t* long_arrays;
   DeviceState* state;
+  double* rates;  // learning rates of calls ahead, most_rates of them
   std::byte* slots[max_slots];
   std::byte* accumulator;
   std::byte* average;
@@ -134,11 +138,13 @@ struct Launch {
   double learning_rate;
   const void* learning_rate_on_device;  // read in its place, where it is not null
   DType learning_rate_dtype;
-  bool mean;               // over the replicas
-  bool averages_only;      // no update: the variables take the values of their averages
-  bool alone;              // all arrays of the build are on this device, which so decides for itself
-  bool last;               // of the launches of a kernel in this step
-  std::uint32_t replicas;  // lists of gradients, one after another
+  bool looks_up_rate;        // among the table's, in its place,
+  std::int64_t first_rates;  // of which the first is that after so many calls
+  bool mean;                 // over the replicas
+  bool averages_only;        // no update: the variables take the values of their averages
+  bool alone;                // all arrays of the build are on this device, which so decides for itself
+  bool last;                 // of the launches of a kernel in this step
+  std::uint32_t replicas;    // lists of gradients, one after another
   std::uint32_t first_array, arrays;
   std::uint32_t first_slice, slices;
   double factor;  // where the device is not alone and all gradients are clipped together

@@ -74,8 +74,8 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_g
   // The sum over the arrays needs as many sums of leaves, too.
   const std::size_t group_sums = std::max(leaf_groups.size(), arrays_.size() / slice_unit + 1);
   Places places;
-  const std::size_t state_at = places.add<DeviceState>(1), arrays_at = places.add<Array>(arrays_.size()),
-                    slices_at = places.add<Slice>(slices.size()),
+  const std::size_t state_at = places.add<DeviceState>(1), rates_at = places.add<double>(most_rates),
+                    arrays_at = places.add<Array>(arrays_.size()), slices_at = places.add<Slice>(slices.size()),
                     before_at = places.add<std::uint32_t>(leaf_groups_before.size()),
                     leaf_groups_at = places.add<LeafGroup>(leaf_groups.size()),
                     long_groups_at = places.add<std::uint32_t>(long_groups.size()),
@@ -105,6 +105,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_g
   table_.long_groups = reinterpret_cast<const std::uint32_t*>(tables + long_groups_at);
   table_.long_arrays = reinterpret_cast<const std::uint32_t*>(tables + long_arrays_at);
   table_.state = state_;
+  table_.rates = reinterpret_cast<double*>(tables + rates_at);
   int kind = 0;
   const auto next_kind = [&] { return slots() + slot_stride * static_cast<std::size_t>(kind++); };
   while (kind < rule_slots) {
@@ -248,6 +249,8 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
   launch.learning_rate = step.learning_rate;
   launch.learning_rate_on_device = step.learning_rate_on_device;
   launch.learning_rate_dtype = step.learning_rate_dtype;
+  launch.looks_up_rate = step.looks_up_rate;
+  launch.first_rates = step.first_rates;
   launch.mean = step.mean;
   launch.averages_only = averages_only;
   launch.alone = step.alone;
@@ -299,6 +302,10 @@ DeviceState DevicePart::read_state() {
 
 void DevicePart::write_counts(const Counts& counts) {
   devices()->write(device_, &state_->counts, &counts, sizeof(counts));
+}
+
+void DevicePart::write_rates(const std::vector<double>& rates) {
+  devices()->write(device_, table_.rates, rates.data(), rates.size() * sizeof(double));
 }
 
 void DevicePart::write_learning_rate(double rate, bool capturing) {

@@ -17,6 +17,8 @@ struct DeviceStep {
   double learning_rate;
   const void* learning_rate_on_device;  // in its place, where it is not null
   DType learning_rate_dtype;
+  bool looks_up_rate;  // among those that were written, of which the first is that after so many calls
+  std::int64_t first_rates;
   const Gradient* gradients;  // `replicas` lists, one after another, of as many as the build has variables
   std::size_t variables;
   std::size_t replicas;
@@ -61,6 +63,7 @@ class DevicePart {
   DeviceState read_state();
   void write_counts(const Counts& counts);
   void write_learning_rate(double rate, bool capturing);
+  void write_rates(const std::vector<double>& rates);
 
  private:
   // Where the rows of one gradient are put in order. Steps use it one after another, as they do the variables.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import Array, random_array
-from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
+from fusedstep import SGD, Adam, AdamW, ExponentialDecay, Lamb, Optimizer
 from gpu.libraries import GPU, assert_same, fresh, host, loaded, on_gpu
 from reference import Reference, same_bits
 
@@ -105,26 +105,53 @@ def test_launches_as_the_profiler_sees_them(optimizer: Optimizer, kernels: int, 
     assert all("sweep_kernel" in name or "norms_kernel" in name for name in seen), seen
 
 
-@pytest.mark.parametrize("optimizer", [optimizer for optimizer, _ in STEPS], ids=repr)
+NOT_WAITING: list[Optimizer] = [optimizer for optimizer, _ in STEPS]
+NOT_WAITING.append(Adam(ExponentialDecay(0.1, 2, 0.5), skip_nonfinite=True))
+
+
+@pytest.mark.parametrize("optimizer", NOT_WAITING, ids=repr)
 def test_a_step_waits_for_nothing(optimizer: Optimizer, cupy: Any) -> None:
     """Calls return while the stream is still busy with what came before them."""
     library, occupy = loaded("cupy"), occupier(cupy)
     optimizer, start = fresh(optimizer), arrays(1)
     variables, reference = on_gpu(library, start), Reference(optimizer, start)
-    steps = [arrays(seed) for seed in range(2, 5)]
+    steps = [arrays(seed) for seed in range(2, 6)]
     on_device = [on_gpu(library, grads) for grads in steps]
     optimizer.apply(on_device[0], variables)  # makes slots, and loads kernels
+    optimizer.apply(on_device[1], variables)  # asks the schedule ahead
     cupy.cuda.runtime.deviceSynchronize()
     occupy(HALF_A_SECOND)
     busy_until = cupy.cuda.Event(disable_timing=True)
     busy_until.record()
-    for grads in on_device[1:]:
+    for grads in on_device[2:]:
         optimizer.apply(grads, variables)
         _ = optimizer.gradient_norm  # stays on the device
     assert not busy_until.done
     for grads in steps:
         reference.apply(grads)
     assert_same(optimizer, variables, reference)
+
+
+def test_a_change_of_settings_waits_for_nothing(cupy: Any) -> None:
+    """It comes behind the steps that are queued, whatever becomes of the memory it came from."""
+    library, occupy, start = loaded("cupy"), occupier(cupy), arrays(1)
+    optimizer, twin = SGD(0.1, weight_decay=0.1), SGD(0.1, weight_decay=0.1)
+    variables, grads = on_gpu(library, start), arrays(2)
+    on_device = on_gpu(library, grads)
+    optimizer.apply(on_device, variables)
+    twin.apply(grads, start)
+    cupy.cuda.runtime.deviceSynchronize()
+    occupy(HALF_A_SECOND)
+    busy_until = cupy.cuda.Event(disable_timing=True)
+    busy_until.record()
+    for decay in (0.2, 0.3, 0.4):
+        optimizer.weight_decay = decay
+        optimizer.apply(on_device, variables)
+    assert not busy_until.done
+    for decay in (0.2, 0.3, 0.4):
+        twin.weight_decay = decay
+        twin.apply(grads, start)
+    assert all(same_bits(host(theirs), ours) for ours, theirs in zip(start, variables, strict=True))
 
 
 def test_a_step_runs_on_cupys_current_stream(cupy: Any) -> None:

@@ -6,6 +6,7 @@ From a class's declarations follow its ``__init__``, signature, ``repr``, ``get_
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
@@ -194,6 +195,9 @@ class AskedLearningRate:
         self.source = source
         self.is_array = isinstance(source, np.ndarray) or _native.is_on_device(source)
         self.takes_step = not self.is_array and takes_an_argument(source)
+        # The package's own schedules are functions of the step and their arguments: they can be asked ahead.
+        self.is_schedule = type(source).__module__ == LearningRateSchedule.__module__
+        self._arguments: dict[str, Any] = {}
 
     def at(self, step: int, who: str) -> float:
         """Return the learning rate for the step."""
@@ -202,6 +206,13 @@ class AskedLearningRate:
             return real(source, f"{who}: learning_rate")
         value = self.source(step) if self.takes_step else self.source()
         return real(value, f"{who}: what the callable learning_rate returned")
+
+    def has_changed(self) -> bool:
+        """Whether a schedule has other arguments than when this was asked last."""
+        if vars(self.source) == self._arguments:
+            return False
+        self._arguments = {name: copy(value) for name, value in vars(self.source).items()}
+        return True
 
     def config(self) -> Any:
         """Return what a configuration says of it: the schedule's own, the callable, or the number now."""

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ class Optimizer(Declared):
     on GPUs. Gradients are on their variable's device. A step over arrays on one GPU is put on the stream
     that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
     so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
-    decide. Custom rules are for arrays on the CPU.
+    decide. (So may a step there whose learning rate is a callable: it is asked with the number of calls. A
+    schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.) Custom rules are for arrays on
+    the CPU.
 
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
@@ -526,7 +529,29 @@ class Optimizer(Declared):
                 f"{type(self).__name__}.apply: learning_rate is a schedule or a callable, which a graph"
                 " cannot ask when it is replayed; set a number, and set it anew between replays"
             )
+        if rate.is_schedule and plan.device_counts:
+            if rate.has_changed():
+                self._forget_rates()
+            if not plan.rates_left:
+                self._look_ahead(plan)
+            return None
         return self._learning_rate_at(plan.calls)
+
+    def _look_ahead(self, plan: _native.Plan) -> None:
+        """Tell the device the schedule's rates, so that the next steps need not wait to know their number."""
+        calls = plan.calls
+        rates = [self._learning_rate_at(calls)]
+        plan.check_learning_rate(rates[0])
+        with suppress(ValueError):  # of steps that may never come; else their turn comes again
+            for ahead in range(1, _native.most_rates):
+                rate = self._learning_rate_at(calls + ahead)
+                plan.check_learning_rate(rate)
+                rates.append(rate)
+        plan.look_ahead(rates)
+
+    def _forget_rates(self) -> None:
+        for plan in self._plans:
+            plan.forget_rates()
 
     # State.
 
@@ -697,6 +722,7 @@ class Optimizer(Declared):
 
     def _learning_rate_set(self) -> None:
         rate = self._values["learning_rate"]
+        self._forget_rates()
         if isinstance(rate, float):
             for plan in self._plans:
                 plan.set_learning_rate(rate)

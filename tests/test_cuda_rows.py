@@ -15,10 +15,9 @@ from conftest import DTYPES, LAZY_OPTIONS, OPTIONS, random_array, with_arguments
 from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
-from simulated import assert_same, kernels, put
+from simulated import Indices, assert_same, kernels, put, put_any, random_rows
 
 Array = npt.NDArray[Any]
-Rows = tuple[Array, Array]
 
 TILE = 256  # keys that the first pass puts in order
 EVERY_OPTION = [{}, *OPTIONS, *LAZY_OPTIONS]
@@ -26,22 +25,6 @@ EVERY_OPTION = [{}, *OPTIONS, *LAZY_OPTIONS]
 
 def id_of(options: dict[str, Any]) -> str:
     return "+".join(options) or "bare"
-
-
-class Indices:
-    """Integers on a simulated GPU, whose arrays are of floats, by the interface that Numba uses."""
-
-    def __init__(self, indices: Array, device: int = 0) -> None:
-        self.dtype = indices.dtype
-        self.memory = simulation.array_on(device, self.as_floats(indices))
-        described = {"typestr": indices.dtype.str, "mask": None}
-        self.__cuda_array_interface__ = self.memory.__cuda_array_interface__ | described
-
-    def as_floats(self, indices: Array) -> Array:
-        return indices.view(f"f{indices.dtype.itemsize}")
-
-    def assign(self, indices: Array) -> None:
-        self.memory.assign(self.as_floats(indices))
 
 
 class DLPackIndices:
@@ -60,29 +43,6 @@ class DLPackIndices:
         code_of_dtype = 20  # bytes into the tensor
         ctypes.c_uint8.from_address(get(capsule, b"dltensor") + code_of_dtype).value = 0  # integers
         return capsule
-
-
-def put_any(grads: Sequence[Any], device: int = 0) -> list[Any]:
-    """Arrays, rows and None there."""
-    return [
-        (Indices(one[0], device), simulation.array_on(device, one[1]))
-        if isinstance(one, tuple)
-        else put([one], device)[0]
-        for one in grads
-    ]
-
-
-def random_rows(
-    rng: np.random.Generator,
-    shape: tuple[int, ...],
-    count: int,
-    dtype: Any = np.float32,
-    integers: Any = np.int64,
-    special: bool = False,
-) -> Rows:
-    """Rows of a variable of this shape, in any order."""
-    indices = rng.integers(0, max(shape[0], 1), count).astype(integers)
-    return indices, random_array(rng, (count, *shape[1:]), dtype, special)
 
 
 def order_passes(count: int) -> int:
@@ -262,6 +222,17 @@ def test_replicas(options: dict[str, Any], mean: bool, gpus: None) -> None:
         optimizer.apply(variables=variables, replicas=[put_any(one) for one in replicas], mean=mean)
         reference.apply(replicas=replicas, mean=mean)
     assert_same(optimizer, variables, reference)
+
+
+def test_rows_in_the_last_replica_alone(gpus: None) -> None:
+    rng = np.random.default_rng(0)
+    start = [random_array(rng, (50, 6), np.float32)]
+    optimizer, w = SGD(0.1, global_clipnorm=0.5), put(start)
+    reference = Reference(optimizer, start)
+    replicas: Any = [[random_array(rng, (50, 6), np.float32)], [random_rows(rng, (50, 6), 20)]]
+    optimizer.apply(variables=w, replicas=[put_any(one) for one in replicas])
+    reference.apply(replicas=replicas)
+    assert_same(optimizer, w, reference)
 
 
 def test_sparse_after_dense_and_dense_after_sparse(gpus: None) -> None:
@@ -453,7 +424,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: (one_index(), one_index()),
         TypeError,
-        "values is of type test_cuda_rows.Indices and dtype int64, b",
+        "values is of type simulated.Indices and dtype int64, b",
     ),
     (
         lambda: (one_index(),),

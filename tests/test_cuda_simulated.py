@@ -6,22 +6,17 @@ hardware does with many threads at once, is for tests on one (``pytest -m gpu``)
 
 import itertools
 import math
-import re
-import shutil
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-import fusedstep
 from conftest import DTYPES, OPTIONS, STAGES, VARIANTS, random_array, with_arguments
 from fusedstep import (
     SGD,
     Adam,
-    AdamW,
     ExponentialDecay,
     Ftrl,
     Lamb,
@@ -98,6 +93,13 @@ def test_every_option(cls: type[Optimizer], options: dict[str, Any], blocks: int
     assert_same(optimizer, on_gpu, reference)
 
 
+@pytest.mark.parametrize("options", [{"maximize": True}, {"clipvalue": 0.25}], ids=str)
+def test_one_stage_alone(options: Any, gpus: None) -> None:
+    w = put([np.ones(5)])
+    SGD(0.5, **options).apply(put([np.ones(5)]), w)
+    assert w[0].copy().tolist() == [1.5 if "maximize" in options else 0.875] * 5
+
+
 @pytest.mark.parametrize("clip", [{"global_clipnorm": 2.0}, {"clipnorm": 0.5}, {"skip_nonfinite": True}])
 def test_the_norm_stays_there(clip: dict[str, Any], gpus: None) -> None:
     rng = np.random.default_rng(3)
@@ -132,6 +134,31 @@ def test_large_norms_and_many_leaves(gpus: None) -> None:
     assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, here, strict=True))
 
 
+def test_a_norm_over_more_arrays_than_a_leaf_in_a_second_step(gpus: None) -> None:
+    """Behind the arrays' sums lie the factors of the step before."""
+    rng = np.random.default_rng(0)
+    start = [random_array(rng, 3, np.float32) for _ in range(4300)]
+    optimizer, twin = Lamb(0.1, global_clipnorm=0.5), Lamb(0.1, global_clipnorm=0.5)
+    variables, here = put(start), [one.copy() for one in start]
+    for _ in range(2):
+        grads = [random_array(rng, 3, np.float32) for _ in range(4300)]
+        optimizer.apply(put(grads), variables)
+        twin.apply(grads, here)
+        assert optimizer.gradient_norm.copy() == twin.gradient_norm
+    assert all(same_bits(a.copy(), b) for a, b in zip(variables, here, strict=True))
+
+
+@pytest.mark.parametrize("place", [0, 127, 128, 4095, 4096, 8999])
+def test_one_nan_anywhere(place: int, gpus: None) -> None:
+    gradient = np.ones(9000, np.float32)
+    gradient[place] = np.nan
+    optimizer = SGD(0.5, skip_nonfinite=True)
+    w = put([np.ones(9000, np.float32)])
+    optimizer.apply(put([gradient]), w)
+    assert optimizer.skipped
+    assert (w[0].copy() == 1).all()
+
+
 @pytest.mark.parametrize("count", [1, 3999, 4000, 4001, 10_000])
 def test_many_arrays(count: int, gpus: None) -> None:
     """A launch for each 4000 arrays, one kernel more for norms; empty ones among them."""
@@ -153,6 +180,24 @@ def test_many_arrays(count: int, gpus: None) -> None:
         twin.apply(grads, variables)
         assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, variables, strict=True))
         here = [variable.copy() for variable in variables]
+
+
+@pytest.mark.parametrize("cls", [SGD, Lamb])
+@pytest.mark.parametrize("options", [{"clipnorm": 0.5}, {"skip_nonfinite": True}, {"global_clipnorm": 0.5}])
+def test_options_over_many_arrays(cls: Any, options: Any, gpus: None) -> None:
+    """Factors, norms and flags of arrays beyond a block's threads, and beyond a launch."""
+    rng = np.random.default_rng(0)
+    start = [random_array(rng, 3, np.float32) for _ in range(4300)]
+    optimizer, variables, here = cls(0.1, **options), put(start), [one.copy() for one in start]
+    twin = cls(0.1, **options)
+    for step in range(3):
+        grads = [random_array(rng, 3, np.float32) * (1 + k % 7) for k in range(4300)]
+        if step == 1:
+            grads[5][0] = np.nan
+        optimizer.apply(put(grads), variables)
+        twin.apply(grads, here)
+    assert (optimizer.iterations, optimizer.skipped_calls) == (twin.iterations, twin.skipped_calls)
+    assert all(same_bits(a.copy(), b) for a, b in zip(variables, here, strict=True))
 
 
 @pytest.mark.parametrize("sizes", [[0], [0, 5], [5, 0], [0, 0, 5, 0, 5000, 0], [5, 0, 0]], ids=str)
@@ -192,160 +237,6 @@ def test_odd_offsets(dtype: Any, options: dict[str, Any], gpus: None) -> None:
             )
             reference.apply(grads)
         assert_same(optimizer, on_gpu, reference)
-
-
-def test_a_replayed_graph_trains_on(gpus: None) -> None:
-    """Counts, sums over calls, skips and the learning rate advance on the device."""
-    rng = np.random.default_rng(8)
-    options: dict[str, Any] = {
-        "gradient_accumulation_steps": 2,
-        "skip_nonfinite": True,
-        "use_ema": True,
-    }
-    optimizer, variable = Nadam(0.01, **options), random_array(rng, 5000, np.float32)
-    on_gpu, gradient = simulation.array_on(0, variable), simulation.array_on(0, np.ones(5000, np.float32))
-    reference = Reference(optimizer, [variable])
-    optimizer.build([on_gpu])
-    simulation.begin_capture()
-    optimizer.apply([gradient], [on_gpu])
-    simulation.end_capture()
-    assert optimizer.iterations == 0, "a capture runs nothing"
-    for step in range(9):
-        grads = random_array(rng, 5000, np.float32)
-        if step in (3, 4):
-            grads[17] = np.nan
-        gradient.assign(grads)
-        if step == 5:
-            optimizer.learning_rate = 0.5
-            reference.config["learning_rate"] = 0.5
-        simulation.replay()
-        reference.apply([grads])
-    assert (optimizer.iterations, optimizer.skipped_calls) == (reference.updates, reference.skips) == (3, 2)
-    assert_same(optimizer, [on_gpu], reference)
-    optimizer.apply([gradient], [on_gpu])  # and without the graph
-    reference.apply([gradient.copy()])
-    assert_same(optimizer, [on_gpu], reference)
-
-
-def test_settings_change_without_waiting(gpus: None) -> None:
-    """They are written in the stream's order, before the next step; for graphs that are replayed, at once."""
-    optimizer = SGD(1.0)
-    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
-    optimizer.build([on_gpu])
-    optimizer.apply([gradient])
-    simulation.take_events()
-    optimizer.adjust(on_gpu, learning_rate_multiplier=0.5)
-    assert kernels() == []
-    optimizer.apply([gradient])
-    optimizer.apply([gradient])
-    assert kernels() == ["write in order", "bare", "bare"]
-    assert on_gpu.copy().tolist() == [-2.0] * 3
-    optimizer.adjust(on_gpu, learning_rate_multiplier=2.0)
-    simulation.begin_capture()
-    optimizer.apply([gradient])
-    simulation.end_capture()
-    simulation.replay()
-    assert on_gpu.copy().tolist() == [-4.0] * 3
-    simulation.take_events()
-    optimizer.adjust(on_gpu, learning_rate_multiplier=0.5)
-    assert kernels() == ["write"]
-    simulation.replay()
-    assert on_gpu.copy().tolist() == [-4.5] * 3
-
-
-def capture(work: Callable[[], object]) -> None:
-    simulation.begin_capture()
-    try:
-        work()
-    finally:
-        simulation.end_capture()
-
-
-def test_more_settings_after_a_capture(gpus: None) -> None:
-    """A graph reads them where it found them, however many there are."""
-    optimizer, on_gpu, ones = SGD(1.0), put([np.zeros(3)] * 3), put([np.ones(3)] * 3)
-    optimizer.build(on_gpu)
-    capture(lambda: optimizer.apply(ones))
-    for k, multiplier in ((1, 0.5), (2, 0.25)):
-        optimizer.adjust(on_gpu[k], learning_rate_multiplier=multiplier)
-    simulation.replay()
-    assert [variable.copy().tolist() for variable in on_gpu] == [[-1.0] * 3, [-0.5] * 3, [-0.25] * 3]
-
-
-def test_settings_change_right_before_a_capture(gpus: None) -> None:
-    """The simulation refuses what steps before the capture could still see: they may run as late as that."""
-    optimizer = SGD(1.0)
-    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
-    for decay in (0.0, 0.5):
-        optimizer.weight_decay = decay
-        optimizer.apply([gradient], [on_gpu])
-    optimizer.weight_decay = 0.25
-    capture(lambda: optimizer.apply([gradient]))
-    optimizer.weight_decay = 0.5
-    simulation.replay()
-    twin, w = SGD(1.0), np.zeros(3)
-    for decay in (0.0, 0.5, 0.5):
-        twin.weight_decay = decay
-        twin.apply([np.ones(3)], [w])
-    assert same_bits(on_gpu.copy(), w)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda optimizer, _: optimizer.iterations, "asking what steps have counted"),
-        (lambda optimizer, _: setattr(optimizer._plan, "calls", 5), "a graph is captured"),
-        (lambda optimizer, w: optimizer.adjust(w[0], learning_rate_multiplier=0.5), "a change of settings"),
-        (lambda optimizer, w: optimizer.adjust(w[0], weight_decay=0.5), "a change of settings"),
-        (lambda optimizer, w: optimizer.build(w[1:]), "making slots"),
-    ],
-)
-def test_what_would_wait_is_refused_while_a_graph_is_captured(
-    change: Callable[[Adam, list[DeviceArray]], object], what: str, gpus: None
-) -> None:
-    """And the capture goes on: CUDA would end it."""
-    optimizer, twin, w = Adam(0.1), Adam(0.1), np.ones(3)
-    on_gpu, gradient, another = put([np.ones(3)] * 3)
-    optimizer.build([on_gpu])
-
-    def work() -> None:
-        optimizer.apply([gradient])
-        with pytest.raises((RuntimeError, ValueError), match=what):
-            change(optimizer, [on_gpu, another])
-        optimizer.learning_rate = 0.5
-
-    capture(work)
-    simulation.replay()
-    twin.learning_rate = 0.5
-    twin.apply([np.ones(3)], [w])
-    assert same_bits(on_gpu.copy(), w)
-    assert optimizer.iterations == 1
-
-
-def test_a_first_step_cannot_be_captured(gpus: None) -> None:
-    optimizer = Adam(0.1)
-    on_gpu, gradient = put([np.ones(3), np.ones(3)])
-    sentence = re.escape(
-        "Adam.build: a graph is captured, and making slots would have to wait for the GPU; build("
-    )
-
-    def work() -> None:
-        with pytest.raises(RuntimeError, match=sentence):
-            optimizer.apply([gradient], [on_gpu])
-
-    capture(work)
-    assert optimizer.apply([gradient], [on_gpu]) == 1
-
-
-def test_a_schedule_cannot_be_captured(gpus: None) -> None:
-    optimizer = SGD(lambda step: 0.1)
-    on_gpu, gradient = put([np.ones(3), np.ones(3)])
-    optimizer.build([on_gpu])
-    simulation.begin_capture()
-    with pytest.raises(ValueError, match="learning_rate is a schedule or a callable, which a graph"):
-        optimizer.apply([gradient], [on_gpu])
-    simulation.end_capture()
-    assert optimizer.apply([gradient], [on_gpu]) == 1
 
 
 SCHEDULES: list[Callable[[], Any]] = [
@@ -431,61 +322,12 @@ def test_a_learning_rate_on_the_device(gpus: None) -> None:
         elsewhere.apply([gradient], [on_gpu])
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-@pytest.mark.parametrize("places", [[0, 1, 0, 1], [None, 0, None, 0], [0, None, 1, 0]], ids=str)
-def test_several_devices(places: list[int | None], options: dict[str, Any], gpus: None) -> None:
-    """Variables on two GPUs and on the CPU, in one optimizer: one launch each, and one norm over all."""
-    rng = np.random.default_rng(9)
-    sizes = [100, 5000, 4096, 30_000]
-    optimizer = AdamW(0.01, **options)
-    variables = [random_array(rng, size, np.float32) for size in sizes]
-
-    def spread(arrays: Sequence[Array]) -> list[Any]:
-        return [
-            array.copy() if place is None else simulation.array_on(place, array)
-            for array, place in zip(arrays, places, strict=True)
-        ]
-
-    spread_variables, reference = spread(variables), Reference(optimizer, variables)
-    for step in range(5):
-        grads = [random_array(rng, size, np.float32) for size in sizes]
-        if step == 2:
-            grads[1][5] = np.inf
-        given = spread(grads)
-        simulation.take_events()
-        optimizer.apply(given, spread_variables)
-        reference.apply(grads)
-        if step > 0 and not optimizer.skipped:
-            launched = [(what, device) for what, device, _ in simulation.take_events() if what != "read"]
-            devices = {place for place in places if place is not None}
-            assert {device for _, device in launched} == devices
-            assert len(launched) == len(set(launched))
-    assert optimizer.iterations == reference.updates
-    assert_same(optimizer, spread_variables, reference)
-
-
-@pytest.mark.parametrize("cls", [Adam, Nadam, Lamb])
-def test_state_moves_between_cpu_and_gpu(cls: type[Optimizer], gpus: None) -> None:
-    rng = np.random.default_rng(10)
-    sizes = [17, 5000]
-    variables = [random_array(rng, size, np.float32) for size in sizes]
-    here, there, back = cls(0.01, use_ema=True), cls(0.01, use_ema=True), cls(0.01, use_ema=True)
-    reference = Reference(here, variables)
-    current: list[Any] = variables
-    for optimizer, place in ((here, None), (there, 0), (back, None)):
-        values = [array.copy() for array in current]
-        current = values if place is None else put(values)
-        optimizer.build(current)
-        for _ in range(2):
-            grads = [random_array(rng, size, np.float32) for size in sizes]
-            optimizer.apply(grads if place is None else put(grads), current)
-            reference.apply(grads)
-        state = optimizer.state_dict()
-        following = {id(here): there, id(there): back}.get(id(optimizer))
-        if following is not None:
-            following.load_state_dict(state)
-    assert back.iterations == reference.updates == 6
-    assert_same(back, current, reference)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_a_learning_rate_of_any_dtype(dtype: Any, gpus: None) -> None:
+    rate = simulation.array_on(0, np.array(0.5, dtype))
+    (w, g) = put([np.ones(3), np.ones(3)])
+    SGD(rate).apply([g], [w])
+    assert w.copy().tolist() == [0.5] * 3
 
 
 def test_settings_replicas_and_final_averages(gpus: None) -> None:
@@ -510,22 +352,49 @@ def test_settings_replicas_and_final_averages(gpus: None) -> None:
     assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, on_cpu, strict=True))
 
 
-def test_former_gradients_come_again(gpus: None) -> None:
-    """The very arrays of an earlier step, after a step that had others in another order."""
-    start = [np.zeros(500, np.float32) for _ in range(2)]
-    optimizer, on_gpu, reference = SGD(1.0), put(start), Reference(SGD(1.0), start)
-    values = [[np.full(500, 10.0**k + i, np.float32) for i in range(2)] for k in range(2)]
-    first, second = (put(one) for one in values)
-    for given, expected, order in [
-        (first, 0, 1),
-        (first, 0, 1),
-        (second, 1, -1),
-        (first, 0, 1),
-        (first, 0, 1),
-    ]:
-        optimizer.apply(given[::order], on_gpu[::order])
-        reference.apply(values[expected])
-        assert_same(optimizer, on_gpu, reference)
+@pytest.mark.parametrize("cls", [Adam, Lamb])
+def test_final_averages_of_every_kind_of_rule(cls: Any, gpus: None) -> None:
+    rng = np.random.default_rng(0)
+    start = [random_array(rng, 5000, np.float32), random_array(rng, 7, np.float16)]
+    optimizer, twin = cls(0.1, use_ema=True), cls(0.1, use_ema=True)
+    w, here = put(start), [one.copy() for one in start]
+    for _ in range(3):
+        grads = [random_array(rng, one.shape, np.float32) for one in start]
+        optimizer.apply(put(grads), w)
+        twin.apply(grads, here)
+    optimizer.finalize_variable_values()
+    twin.finalize_variable_values()
+    assert all(same_bits(a.copy(), b) for a, b in zip(w, here, strict=True))
+    assert optimizer.iterations == 3
+
+
+def test_averages_after_a_call_left_out(gpus: None) -> None:
+    start = [np.ones(5, np.float32)]
+    optimizer, w, here = SGD(0.5, use_ema=True, skip_nonfinite=True), put(start), [start[0].copy()]
+    twin = SGD(0.5, use_ema=True, skip_nonfinite=True)
+    for value in (1.0, 2.0, np.inf):
+        grads = [np.full(5, value, np.float32)]
+        optimizer.apply(put(grads), w)
+        twin.apply(grads, here)
+    optimizer.finalize_variable_values()
+    twin.finalize_variable_values()
+    assert same_bits(w[0].copy(), here[0])
+
+
+def test_averages_before_the_first_step(gpus: None) -> None:
+    start = np.full(5, 3.0, np.float16)
+    optimizer, w = SGD(0.5, use_ema=True), put([start])
+    optimizer.build(w)
+    assert optimizer.slots(w[0])["average"].copy().tolist() == [3.0] * 5
+    optimizer.finalize_variable_values()
+    assert w[0].copy().tolist() == [3.0] * 5
+
+
+def test_averages_beside_an_accumulator(gpus: None) -> None:
+    optimizer, w = SGD(0.5, use_ema=True, gradient_accumulation_steps=2), put([np.full(5, 3.0)])
+    optimizer.build(w)
+    assert optimizer.slots(w[0])["average"].copy().tolist() == [3.0] * 5
+    assert optimizer.slots(w[0])["gradient_accumulator"].copy().tolist() == [0.0] * 5
 
 
 def test_replicas_of_many_arrays(gpus: None) -> None:
@@ -541,179 +410,3 @@ def test_replicas_of_many_arrays(gpus: None) -> None:
     assert kernels() == ["staged", "staged"]
     SGD(0.1).apply(variables=variables, replicas=replicas)
     assert all(same_bits(a.copy(), b) for a, b in zip(on_gpu, variables, strict=True))
-
-
-class Strided:
-    """An array over a simulated GPU's memory that is not contiguous, by the interface that Numba uses."""
-
-    def __init__(self, memory: DeviceArray) -> None:
-        self.memory, (rows, columns) = memory, memory.shape
-        itemsize = memory.dtype.itemsize
-        self.__cuda_array_interface__ = memory.__cuda_array_interface__ | {
-            "shape": (columns, rows),
-            "strides": (itemsize, itemsize * columns),
-        }
-
-
-class Copied(Strided):
-    """The same, which can make itself contiguous, as PyTorch's."""
-
-    def __init__(self, memory: DeviceArray, values: Array) -> None:
-        super().__init__(memory)
-        self.pool = [simulation.array_on(0, values) for _ in range(2)]  # a capture can make none
-        self.copies = list[weakref.ref[Plain]]()
-
-    def contiguous(self) -> "Plain":
-        copy = Plain(self.pool.pop())
-        self.copies.append(weakref.ref(copy))
-        return copy
-
-
-def test_the_copy_of_a_gradient_in_a_graph_lives_as_long_as_the_plan(gpus: None) -> None:
-    """Each replay makes it anew, in the same memory."""
-    on_gpu, values = simulation.array_on(0, np.zeros((3, 2))), np.arange(6.0).reshape(3, 2)
-    optimizer, gradient = SGD(1.0), Copied(simulation.array_on(0, np.zeros((2, 3))), values)
-    optimizer.apply([gradient], [on_gpu])
-    assert [copy() for copy in gradient.copies] == [None], "a step has no use for it afterwards"
-    simulation.begin_capture()
-    optimizer.apply([gradient])
-    simulation.end_capture()
-    simulation.replay()
-    assert on_gpu.copy().tolist() == (-2 * values).tolist()
-    del optimizer
-    assert [copy() for copy in gradient.copies] == [None, None]
-
-
-class Plain:
-    """The same, contiguous."""
-
-    def __init__(self, memory: DeviceArray, read_only: bool = False) -> None:
-        self.memory = memory
-        described = memory.__cuda_array_interface__
-        self.__cuda_array_interface__ = described | {"data": (described["data"][0], read_only)}
-
-
-def test_arrays_by_the_cuda_array_interface(gpus: None) -> None:
-    on_gpu = Plain(simulation.array_on(1, np.ones(5, np.float32)))
-    optimizer = SGD(0.5)
-    optimizer.apply([Plain(simulation.array_on(1, np.ones(5, np.float32)))], [on_gpu])
-    assert on_gpu.memory.copy().tolist() == [0.5] * 5
-    assert ("bare", 1, 0) in simulation.take_events()
-
-
-class Empty:
-    """An array without elements, whose memory is null, as PyTorch's is; it counts who looks at it."""
-
-    looks = 0
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        self.looks += 1
-        return {"version": 3, "shape": (0,), "typestr": "<f4", "data": (0, False), "strides": None}
-
-
-def test_an_empty_array_without_memory_is_looked_at_once_a_step(gpus: None) -> None:
-    on_gpu, empty = simulation.array_on(0, np.zeros(3, np.float32)), Empty()
-    variables, gradients = [on_gpu, empty], [simulation.array_on(0, np.ones(3, np.float32)), Empty()]
-    optimizer = SGD(0.5)
-    optimizer.build(variables)
-    optimizer.apply(gradients, variables)
-    before = empty.looks
-    optimizer.apply(gradients, variables)
-    assert empty.looks == before + 2, "whether it has the interface, and what that says"
-    assert on_gpu.copy().tolist() == [-1.0] * 3
-    with pytest.raises(ValueError, match="all 2 gradients are None"):
-        optimizer.apply([None, None], variables)
-
-
-class OfJax:
-    """A stand-in for a jax.Array on a GPU, which has no stream that a caller could know."""
-
-    __module__ = "jaxlib._jax"
-
-    def __init__(self, memory: DeviceArray) -> None:
-        self.memory = memory
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.memory.__dlpack_device__()
-
-    def __dlpack__(self, stream: int | None = None, **more: Any) -> object:
-        assert stream is None, "JAX takes any other for one of CUDA's, -1 too"
-        return self.memory.__dlpack__(**more)
-
-
-def test_a_gradient_of_jax(gpus: None) -> None:
-    on_gpu = simulation.array_on(0, np.zeros(3, np.float32))
-    SGD(0.5).apply([OfJax(simulation.array_on(0, np.ones(3, np.float32)))], [on_gpu])
-    assert on_gpu.copy().tolist() == [-0.5] * 3
-
-
-def wide() -> DeviceArray:
-    return simulation.array_on(0, np.ones((2, 3), np.float32))
-
-
-BAD = [
-    (
-        lambda: wide(),
-        lambda: np.ones((2, 3), np.float32),
-        "variables[0] is on cuda:0 but its gradient on the CPU",
-    ),
-    (lambda: np.ones((2, 3)), wide, "variables[0] is on the CPU but its gradient on cuda:0"),
-    (
-        wide,
-        lambda: simulation.array_on(1, np.ones((2, 3), np.float32)),
-        "variables[0] is on cuda:0 but its gradient on cuda:1",
-    ),
-    (wide, lambda: simulation.array_on(0, np.ones((3, 2), np.float32)), "grads[0] has shape (3, 2), its"),
-    (lambda: Strided(wide()), lambda: None, "is not contiguous (shape (3, 2), strides (4, 12))"),
-    (lambda: Plain(wide(), read_only=True), lambda: None, "variables[0] is read-only"),
-]
-
-
-@pytest.mark.parametrize(("variable", "gradient", "sentence"), BAD, ids=[sentence for *_, sentence in BAD])
-def test_refusals_change_nothing(variable: Any, gradient: Any, sentence: str, gpus: None) -> None:
-    good = simulation.array_on(0, np.ones(3, np.float32))
-    bad = variable()
-    optimizer = Adam(0.1)
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        optimizer.apply([gradient(), simulation.array_on(0, np.ones(3, np.float32))], [bad, good])
-    assert good.copy().tolist() == [1, 1, 1]
-    assert optimizer.iterations == 0
-
-
-def test_memory_goes_with_its_last_owner(gpus: None) -> None:
-    optimizer = Adam(0.1)
-    on_gpu, gradient = put([np.ones(3), np.ones(3)])
-    optimizer.apply([gradient], [on_gpu])
-    slot = optimizer.slots(on_gpu)["momentum"]
-    expected = slot.copy()
-    simulation.take_events()
-    del optimizer
-    assert "free" in kernels()
-    assert same_bits(slot.copy(), expected)
-    del slot
-    assert kernels().count("free") == 1
-
-
-def test_streams(gpus: None) -> None:
-    """Steps run on the stream that the variables' library uses now, here as Numba tells it."""
-
-    class OnStream(Plain):
-        def __init__(self, memory: DeviceArray) -> None:
-            super().__init__(memory)
-            self.__cuda_array_interface__ |= {"stream": 42}
-
-    on_gpu = OnStream(simulation.array_on(0, np.ones(3)))
-    SGD(0.1).apply([Plain(simulation.array_on(0, np.ones(3)))], [on_gpu])
-    assert ("bare", 0, 42) in simulation.take_events()
-
-
-def test_without_a_gpu_the_sentence_says_why() -> None:
-    simulation.start(1, 1)
-    on_gpu = simulation.array_on(0, np.ones(3))
-    simulation.stop()
-    if shutil.which("nvidia-smi"):
-        pytest.skip("there may be a GPU")
-    why = r"this build has no CUDA kernels|CUDA [\d.]+ finds no device here"
-    with pytest.raises(RuntimeError, match=rf"is a GPU array .*, but ({why})"):
-        fusedstep.SGD(0.1).apply([on_gpu], [on_gpu])

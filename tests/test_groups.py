@@ -32,15 +32,21 @@ def numbers_of(optimizer: Optimizer) -> list[float]:
     return [hyperparameters[name].number(optimizer._values[name]) for name in names]
 
 
+def plan_over(variables: list[Any], rule: str) -> tuple[_native.Plan, int]:
+    """A plan without settings, and how many hyperparameters its groups have."""
+    plan = _native.Plan("Groups", rule, False, False, variables, [], {}, [])
+    names = _native.rules()[rule][1]
+    plan.configure(
+        rule, dict.fromkeys(names, 0.0), _native.Options(), _native.VariableSettings(1, 0, False), {}
+    )
+    return plan, len(names)
+
+
 def take_steps(put: Callable[[Array], Any], optimizers: list[Optimizer]) -> list[bytes]:
     """Variables after some steps, each of a group; the second one has no gradient in the first two."""
     first = optimizers[0]
     variables = [put(array) for array in arrays(0)]
-    rule, names = first._rule(), _native.rules()[first._rule()][1]
-    plan = _native.Plan("Groups", rule, False, False, variables, [], {}, [])
-    plan.configure(
-        rule, dict.fromkeys(names, 0.0), _native.Options(), _native.VariableSettings(1, 0, False), {}
-    )
+    plan, _ = plan_over(variables, first._rule())
     for step in range(5):
         behind = [0, min(step, 2), 0, 0]
         groups = [
@@ -96,3 +102,32 @@ def test_groups_that_do_not_fit_are_refused() -> None:
             ValueError, match=r"Groups: \d groups do not fit to 1 variables; each must be of one"
         ):
             plan.set_groups(groups, of)
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_what_groups_carry_is_carried_on_where_they_are(behind: int, gpu: None) -> None:
+    """In steps for which nobody tells the groups anew, as replays of a graph are."""
+    optimizer = Nadam(0.01)
+
+    def found(put: Callable[[Array], Any]) -> list[bytes]:
+        variables = [put(np.ones(5)) for _ in range(2)]
+        plan, _ = plan_over(variables, optimizer._rule())
+        numbers = numbers_of(optimizer)
+        plan.set_groups([_native.Group(0.01, 0.0, 0.0, numbers, 0, 1.0) for _ in variables], [0, 1])
+        for step in range(6):
+            if behind and step == behind:
+                first = _native.Group(0.01, 0.0, 0.0, numbers, 0, plan.carried_of(0))
+                plan.set_groups([first, _native.Group(0.01, 0.0, 0.0, numbers, behind, 1.0)], None)
+            late = None if step < behind else put(np.full(5, 2.0 + step))
+            plan.step([put(np.full(5, 1.0 + step)), late], None, 1.0)
+        return [one.copy().tobytes() for one in variables]
+
+    assert found(np.array) == found(lambda array: simulation.array_on(0, array))
+
+
+def test_a_penalty_of_a_group_alone(gpu: None) -> None:
+    for w, g in ((np.ones(5), np.ones(5)), [simulation.array_on(0, np.ones(5)) for _ in range(2)]):
+        plan, count = plan_over([w], "sgd")
+        plan.set_groups([_native.Group(0.5, 0.0, 0.5, [0.0] * count, 0, 1.0)], [0])
+        plan.step([g], None, 1.0)
+        assert w.copy().tolist() == [0.25] * 5

@@ -79,7 +79,7 @@ template <template <class> class R, Kernel kernel>
 void run_grid(const Launch& launch, std::uint32_t blocks) {
   for (std::uint32_t block = 0; block < blocks; ++block) {
     SimulatedBlock team(block, blocks);
-    Made made[SimulatedBlock::warps];
+    Made made[SimulatedBlock::warps] = {};  // not what the block before has left
     sweep_block<R, kernel>(team, launch, made);
   }
 }

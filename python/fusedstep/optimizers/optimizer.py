@@ -48,6 +48,11 @@ class Optimizer(Declared):
     schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.) Custom rules are for arrays on
     the CPU.
 
+    A step that is captured in a CUDA graph trains on as it is replayed: counts and t advance, and a learning
+    rate that is set in between counts from the next replay on, as do multipliers and weight decays of which
+    there were some. Other settings, and which variables are frozen or have no gradient, are those of the
+    capture; capture again to change them.
+
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
     the moment lacks.

@@ -234,7 +234,7 @@ class Plan {
   bool captured_ = false;                    // whether a step went into a graph
   std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew
   std::size_t rates_left_ = 0;               // of look_ahead, for steps to come
-  std::int64_t first_rates_ = 0;
+  std::int64_t rates_begin_ = 0;
   bool skipped_ = false;
   std::optional<double> norm_;
   bool norm_on_device_ = false;

@@ -177,7 +177,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     request.learning_rate_dtype = rate_on_device->dtype;
   }
   request.looks_up_rate = looks_up_rate;
-  request.first_rates = first_rates_;
+  request.rates_begin = rates_begin_;
   if (!request.alone && capturing) {
     refuse_value(who_ +
                  "a step that goes into a graph must have all its variables on one device, but there are some on " +
@@ -298,7 +298,7 @@ py::object Plan::norm() {
 
 void Plan::look_ahead(const std::vector<double>& rates) {
   rates_left_ = 0;
-  first_rates_ = counts().calls;
+  rates_begin_ = counts().calls;
   if (rates.size() > most_rates) refuse_value("there is room for " + std::to_string(most_rates) + " learning rates");
   if (!rates.empty()) parts_[0]->write_rates(rates);
   rates_left_ = rates.size();

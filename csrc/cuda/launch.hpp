@@ -139,7 +139,7 @@ struct Launch {
   const void* learning_rate_on_device;  // read in its place, where it is not null
   DType learning_rate_dtype;
   bool looks_up_rate;        // among the table's, in its place,
-  std::int64_t first_rates;  // of which the first is that after so many calls
+  std::int64_t rates_begin;  // of which the first is that after so many calls
   bool mean;                 // over the replicas
   bool averages_only;        // no update: the variables take the values of their averages
   bool alone;                // all arrays of the build are on this device, which so decides for itself

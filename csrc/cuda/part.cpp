@@ -250,7 +250,7 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
   launch.learning_rate_on_device = step.learning_rate_on_device;
   launch.learning_rate_dtype = step.learning_rate_dtype;
   launch.looks_up_rate = step.looks_up_rate;
-  launch.first_rates = step.first_rates;
+  launch.rates_begin = step.rates_begin;
   launch.mean = step.mean;
   launch.averages_only = averages_only;
   launch.alone = step.alone;

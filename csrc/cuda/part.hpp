@@ -18,7 +18,7 @@ struct DeviceStep {
   const void* learning_rate_on_device;  // in its place, where it is not null
   DType learning_rate_dtype;
   bool looks_up_rate;  // among those that were written, of which the first is that after so many calls
-  std::int64_t first_rates;
+  std::int64_t rates_begin;
   const Gradient* gradients;  // `replicas` lists, one after another, of as many as the build has variables
   std::size_t variables;
   std::size_t replicas;

@@ -17,7 +17,7 @@ struct Made {
 };
 
 FUSEDSTEP_HOST_DEVICE inline double learning_rate_of(const Launch& launch) {
-  if (launch.looks_up_rate) return launch.table.rates[launch.table.state->counts.calls - launch.first_rates];
+  if (launch.looks_up_rate) return launch.table.rates[launch.table.state->counts.calls - launch.rates_begin];
   if (launch.learning_rate_on_device == nullptr) return launch.learning_rate;
   double rate = 0;
   load(launch.learning_rate_on_device, launch.learning_rate_dtype, 0, &rate, Elements<1>());

@@ -296,10 +296,13 @@ def test_counts_are_compared(
     assert told == (now["instructions"]["made with"]["compiler"] == "2")
 
 
-def test_counts_that_came_or_went_are_seen() -> None:
+def test_counts_that_came_or_went_are_seen(capsys: pytest.CaptureFixture[str]) -> None:
     now = counts(1000, 9)
     now["vectorised loops"]["counts"] = {"Lion, avx2": 9}
-    assert len(guard.compare(counts(1000, 9), now)) == 2
+    assert guard.compare(counts(1000, 9), now) == [
+        "vectorised loops of Adam, avx2: 9 stored, 0 now (-100.0 %)"
+    ]
+    assert "not judged, for they are new: Lion, avx2" in capsys.readouterr().out
 
 
 def test_the_guard_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

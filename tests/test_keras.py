@@ -378,4 +378,4 @@ def test_another_backend_is_refused() -> None:
 
 def test_every_class_of_the_core_that_keras_has_too() -> None:
     cores = {getattr(adapted, name)._core_class for name in NAMES}
-    assert cores == set(fusedstep.optimizers.ALL)
+    assert cores == {one for one in fusedstep.optimizers.ALL if hasattr(keras.optimizers, one.__name__)}

@@ -29,7 +29,10 @@ def compare(stored: Counts, counted: Counts) -> list[str]:
         if before["made with"] != now["made with"]:
             print(f"{what}: not judged: stored with {before['made with']}, here are {now['made with']}")
             continue
-        for name in sorted(before["counts"].keys() | now["counts"].keys()):
+        new = sorted(now["counts"].keys() - before["counts"].keys())
+        if new:
+            print(f"{what}: not judged, for they are new: {', '.join(new)}; --update stores them")
+        for name in before["counts"]:
             first, second = before["counts"].get(name, 0), now["counts"].get(name, 0)
             if abs(second - first) > tolerance * first:
                 percent = f" ({100 * (second / first - 1):+.1f} %)" if first else ""

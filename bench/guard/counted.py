@@ -12,6 +12,8 @@ from bench.workloads import workload
 
 Function = Callable[[], object]
 
+WARM_UP = 50
+
 
 def contestant(name: str) -> tuple[Function, Function | None]:
     """The step of a workload, and what comes before each, if anything."""
@@ -32,7 +34,8 @@ def main(library: str, steps: str, *names: str) -> None:
     fusedstep.set_num_threads(1)
     for name in ("", *names):
         step, renew = contestant(name) if name else (lambda: None, None)
-        for _ in range(3):
+        # The interpreter adapts what it has run some times to what it saw, and what is called first is looked up.
+        for _ in range(WARM_UP):
             step()
         gc.collect()
         gc.disable()

@@ -394,7 +394,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   if (expected == 0) return counts_.calls;
   HeldView rate_on_device;
   const bool has_number = PyFloat_Check(learning_rate.ptr()) != 0;
-  const bool looks_up = learning_rate.is_none() && rates_left_ > 0;
+  const bool looks_up = !has_number && learning_rate.is_none() && rates_left_ > 0;
   const double rate = has_number ? PyFloat_AS_DOUBLE(learning_rate.ptr()) : 0;
   if (has_number) {
     check_learning_rate(rate);

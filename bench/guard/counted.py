@@ -34,7 +34,7 @@ def main(library: str, steps: str, *names: str) -> None:
     fusedstep.set_num_threads(1)
     for name in ("", *names):
         step, renew = contestant(name) if name else (lambda: None, None)
-        # The interpreter adapts what it has run some times to what it saw, and what is called first is looked up.
+        # The interpreter adapts what it has run some times, and what is called first is looked up.
         for _ in range(WARM_UP):
             step()
         gc.collect()

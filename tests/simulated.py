@@ -5,14 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from conftest import random_array
+from conftest import Array, random_array
 from fusedstep import Optimizer
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
 
-Array = npt.NDArray[Any]
 Rows = tuple[Array, Array]
 
 

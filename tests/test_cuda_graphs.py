@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from conftest import random_array
+from conftest import Array, random_array
 from fusedstep import SGD, Adam, Nadam
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
 from simulated import Plain, Strided, assert_same, capture, kernels, put, put_any, random_rows
-
-Array = npt.NDArray[Any]
 
 
 def test_a_replayed_graph_trains_on(gpus: None) -> None:
@@ -30,9 +27,7 @@ def test_a_replayed_graph_trains_on(gpus: None) -> None:
     on_gpu, gradient = simulation.array_on(0, variable), simulation.array_on(0, np.ones(5000, np.float32))
     reference = Reference(optimizer, [variable])
     optimizer.build([on_gpu])
-    simulation.begin_capture()
-    optimizer.apply([gradient], [on_gpu])
-    simulation.end_capture()
+    capture(lambda: optimizer.apply([gradient], [on_gpu]))
     assert optimizer.iterations == 0, "a capture runs nothing"
     for step in range(9):
         grads = random_array(rng, 5000, np.float32)
@@ -59,9 +54,7 @@ def test_a_step_beside_a_graph_has_norms_when_the_device_updates(gpus: None) -> 
     grads = [random_array(rng, 50, np.float32)]
     there = put(grads)
     optimizer.build(w)
-    simulation.begin_capture()
-    optimizer.apply(there, w)
-    simulation.end_capture()
+    capture(lambda: optimizer.apply(there, w))
     simulation.replay()  # of which the host does not know
     optimizer.apply(there, w)  # this one updates
     for _ in range(2):
@@ -83,9 +76,7 @@ def test_settings_change_without_waiting(gpus: None) -> None:
     assert kernels() == ["write in order", "bare", "bare"]
     assert on_gpu.copy().tolist() == [-2.0] * 3
     optimizer.adjust(on_gpu, learning_rate_multiplier=2.0)
-    simulation.begin_capture()
-    optimizer.apply([gradient])
-    simulation.end_capture()
+    capture(lambda: optimizer.apply([gradient]))
     simulation.replay()
     assert on_gpu.copy().tolist() == [-4.0] * 3
     simulation.take_events()
@@ -175,10 +166,8 @@ def test_a_schedule_cannot_be_captured(gpus: None) -> None:
     optimizer = SGD(lambda step: 0.1)
     on_gpu, gradient = put([np.ones(3), np.ones(3)])
     optimizer.build([on_gpu])
-    simulation.begin_capture()
     with pytest.raises(ValueError, match="learning_rate is a schedule or a callable, which a graph"):
-        optimizer.apply([gradient], [on_gpu])
-    simulation.end_capture()
+        capture(lambda: optimizer.apply([gradient], [on_gpu]))
     assert optimizer.apply([gradient], [on_gpu]) == 1
 
 
@@ -202,7 +191,7 @@ def test_the_copy_of_a_gradient_in_a_graph_lives_as_long_as_the_plan(gpus: None)
     optimizer, gradient = SGD(1.0), Copied(simulation.array_on(0, np.zeros((2, 3))), values)
     optimizer.apply([gradient], [on_gpu])
     assert [copy() for copy in gradient.copies] == [None], "a step has no use for it afterwards"
-    simulation.begin_capture()
+    simulation.begin_capture()  # not by a function, which would keep the optimizer
     optimizer.apply([gradient])
     simulation.end_capture()
     simulation.replay()
@@ -217,9 +206,7 @@ def test_a_step_of_fewer_replicas_frees_nothing(gpus: None) -> None:
     one = put_any([random_rows(rng, (50, 6), 20)])
     two = [put_any([random_rows(rng, (50, 6), 20)]) for _ in range(2)]
     optimizer.apply(variables=w, replicas=two)
-    simulation.begin_capture()
-    optimizer.apply(variables=w, replicas=two)
-    simulation.end_capture()
+    capture(lambda: optimizer.apply(variables=w, replicas=two))
     simulation.take_events()
     optimizer.apply(one, w)
     assert kernels() == ["order", "staged"]
@@ -230,9 +217,7 @@ def test_memory_of_a_graph_outlives_steps_beside_it(gpus: None) -> None:
     optimizer, w = SGD(0.1), put([random_array(rng, (50, 6), np.float32)])
     few, many = (put_any([random_rows(rng, (50, 6), count)]) for count in (20, 200))
     optimizer.apply(few, w)
-    simulation.begin_capture()
-    optimizer.apply(few, w)
-    simulation.end_capture()
+    capture(lambda: optimizer.apply(few, w))
     optimizer.apply(few, w)
     simulation.take_events()
     optimizer.apply(many, w)

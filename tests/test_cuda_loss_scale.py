@@ -10,7 +10,7 @@ import pytest
 from conftest import random_array
 from fusedstep import SGD, Adam, Lamb, LossScaleOptimizer, Optimizer, device_arrays
 from fusedstep._native import simulation
-from simulated import kernels, put
+from simulated import capture, kernels, put
 
 Array = npt.NDArray[Any]
 
@@ -75,9 +75,7 @@ def test_a_graph_adapts_the_scale_as_it_is_replayed(gpus: None) -> None:
     opt = LossScaleOptimizer(SGD(1.0), 8.0, 2)
     w, gradient = put([np.zeros(3), np.ones(3)])
     opt.build([w])
-    simulation.begin_capture()
-    opt.apply([gradient], [w])
-    simulation.end_capture()
+    capture(lambda: opt.apply([gradient], [w]))
     found = []
     for mark in "++-++":
         gradient.assign(np.full(3, np.inf if mark == "-" else opt.dynamic_scale))
@@ -133,10 +131,8 @@ def test_a_graph_has_one_model(gpus: None) -> None:
     first, second, gradient = put([np.zeros(3), np.zeros(3), np.ones(3)])
     opt.build([first])
     opt.build([second])
-    simulation.begin_capture()
     with pytest.raises(ValueError, match="there are 2 builds with one scale, for which the host"):
-        opt.apply([gradient], [second])
-    simulation.end_capture()
+        capture(lambda: opt.apply([gradient], [second]))
     assert (opt.iterations, opt.dynamic_scale) == (0, 8)
 
 

@@ -33,7 +33,7 @@ def compare(stored: Counts, counted: Counts) -> list[str]:
         if new:
             print(f"{what}: not judged, for they are new: {', '.join(new)}; --update stores them")
         for name in before["counts"]:
-            first, second = before["counts"].get(name, 0), now["counts"].get(name, 0)
+            first, second = before["counts"][name], now["counts"].get(name, 0)
             if abs(second - first) > tolerance * first:
                 percent = f" ({100 * (second / first - 1):+.1f} %)" if first else ""
                 differences.append(f"{what} of {name}: {first} stored, {second} now{percent}")

@@ -97,8 +97,7 @@ def test_settings_and_dtypes_that_change_from_array_to_array(optimizer: Optimize
     on_device, on_cpu = alternating(buffers), alternating(wholes)
     for twin, arrays in ((there, on_device), (here, on_cpu)):
         twin.build(arrays)
-        for one in arrays[::3]:
-            twin.adjust(one, weight_decay=0.5)
+        twin.adjust(arrays[::3], weight_decay=0.5)
     for _ in range(2):
         grads = [random_array(rng, one.size, one.dtype) for one in wholes]
         there.apply(alternating(on_gpu(library, grads)), on_device)

@@ -135,8 +135,8 @@ def _as_built(selector: Selector, plans: Sequence[_native.Plan]) -> Selector:
     """Return the very array that was built, in the place of another one over its memory."""
     if not _is_by_name(selector):
         for plan in plans:
-            if plan.owns(selector):
-                return plan.variable(plan.index_of(selector))
+            for index in _chosen(selector, plan):
+                return plan.variable(index)
     return selector
 
 

@@ -38,7 +38,16 @@ ACCESSES = {
     "first": {"loads": (3 * 2 + 5, 3), "stores": (3 * 2, 3)},
     "second": {"loads": (2 * 2, 2), "stores": (2 * 2, 0)},
 }
-ALONE = ("norms_kernelILNS_6KernelE3E", "norms_kernelILNS_6KernelE4E", "order_kernel")  # for all rules
+# Those for all rules, and the loads and stores of 16 bytes that they must have.
+ALONE = {
+    # Gradients of the compute type, sums over calls, and float32 and float64 gradients of float32; twice.
+    "norms_kernelILNS_6KernelE3E": (2 * (2 + 2 + 3), 0),
+    "norms_kernelILNS_6KernelE4E": (2 * (2 + 2 + 3), 0),
+    # The variable, the gradient as above; the gradient cleared, and both in the compute type.
+    "custom_kernelILNS_6KernelE5E": (2 + 2 + 4, 2 + 2 * 2),
+    "custom_kernelILNS_6KernelE6E": (2, 2),
+    "order_kernel": (0, 0),
+}
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ )? *([A-Z][\w.]*)", re.MULTILINE)
 WIDE = re.compile(r"(LDG|STG)\.E\..*\b128\b")
 NOT_EXACT = re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\.(?:approx|full|ftz)\b")
@@ -96,15 +105,23 @@ def test_every_rule_has_its_kernels(machine_code: list[tuple[str, str, Counter[s
 
 def test_kernels_access_sixteen_bytes_at_a_time(machine_code: list[tuple[str, str, Counter[str]]]) -> None:
     expected = expected_kernels()
+
+    def check(name: str, instructions: Counter[str], least: tuple[int, int]) -> None:
+        for opcode, count in zip(("LDG", "STG"), least, strict=True):
+            wide = sum(n for what, n in instructions.items() if WIDE.match(what) and what.startswith(opcode))
+            assert wide >= count, f"{name}: {opcode}"
+
     for architecture, name, instructions in machine_code:
+        for alone, least in ALONE.items():
+            if alone in name:
+                check(f"{architecture}: {name}", instructions, least)
         if not rule_of(name) or "KernelE" not in name:
             continue
         kernel = f"{rule_of(name)} {name[name.index('KernelE') + 7]}"
         kind, slots = expected[kernel]
-        for access, opcode in (("loads", "LDG"), ("stores", "STG")):
-            wide = sum(n for what, n in instructions.items() if WIDE.match(what) and what.startswith(opcode))
-            fixed, for_slot = ACCESSES[kind][access]
-            assert wide >= fixed + for_slot * slots, f"{architecture}: {access} of {kernel} ({kind})"
+        (loads, of_slot), (stores, to_slot) = ACCESSES[kind]["loads"], ACCESSES[kind]["stores"]
+        least = (loads + of_slot * slots, stores + to_slot * slots)
+        check(f"{architecture}: {kernel} ({kind})", instructions, least)
 
 
 def test_nothing_is_in_local_memory(machine_code: list[tuple[str, str, Counter[str]]]) -> None:

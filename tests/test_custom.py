@@ -17,7 +17,8 @@ import pytest
 import fusedstep
 from conftest import DTYPES, OPTIONS, STAGES, VARIANTS, random_array
 from fusedstep import SGD, Adam, AdamW, CustomOptimizer, Optimizer, hyperparameter
-from reference import REFERENCES, densified, same_bits, slot_names
+from reference import densified, same_bits
+from spelled import some_gradients, spelled_out
 
 Array = npt.NDArray[Any]
 SIZES = [0, 1, 17, 513, 4097]
@@ -56,28 +57,6 @@ class Rows(Mean):
         variable[indices] -= learning_rate * m[indices]
 
 
-def spelled_out(builtin: Optimizer) -> CustomOptimizer:
-    """A custom optimizer with the definition of a built-in one."""
-    config = builtin.get_config()
-    names = [n for n in slot_names(builtin) if n not in ("average", "gradient_accumulator")]
-    initial = config.get("initial_accumulator_value", 0.0)
-    rule = REFERENCES[type(builtin)]
-
-    class Spelled(CustomOptimizer):
-        @property
-        def slot_names(self) -> dict[str, float]:
-            return {name: initial if name == "accumulator" else 0.0 for name in names}
-
-        def update(
-            self, variable: Array, gradient: Array, slots: dict[str, Array], learning_rate: float, t: int
-        ) -> None:
-            with np.errstate(all="ignore"):
-                variable[...] = rule(variable, gradient, slots, config, learning_rate, t)
-
-    shared = vars(Optimizer).keys() & config.keys() | {"learning_rate"}
-    return Spelled(**{name: config[name] for name in shared})
-
-
 def assert_equal(one: Optimizer, ours: Sequence[Array], other: Optimizer, theirs: Sequence[Array]) -> None:
     assert (one.iterations, one._calls()) == (other.iterations, other._calls())
     assert (one.skipped_calls, one.gradient_norm) == (other.skipped_calls, other.gradient_norm)
@@ -86,21 +65,6 @@ def assert_equal(one: Optimizer, ours: Sequence[Array], other: Optimizer, theirs
         assert one.slots(a).keys() == other.slots(b).keys()
         for name, slot in one.slots(a).items():
             assert same_bits(slot, other.slots(b)[name]), f"{name} of variable {index}"
-
-
-def some_gradients(rng: np.random.Generator, shapes: Sequence[Any], step: int) -> list[Any]:
-    """Gradients of all dtypes, some of them None and some sparse."""
-    grads: list[Any] = []
-    for number, shape in enumerate(shapes):
-        dtype = DTYPES[(number + number // 3 * step) % 4]
-        grads.append(random_array(rng, shape, dtype))
-        if (number + step) % 5 == 1:
-            grads[-1] = None
-        elif (number + step) % 5 == 2 and shape != ():
-            count = step * 2 if shape[0] else 0
-            values = random_array(rng, (count, *shape[1:]), dtype)
-            grads[-1] = (rng.integers(0, max(shape[0], 1), count), values)
-    return grads
 
 
 SHAPES: list[tuple[int, ...]] = [(), (30, 7), (5, 0), *((size,) for size in SIZES)]

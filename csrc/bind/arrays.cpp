@@ -401,9 +401,8 @@ void refuse_indices(py::handle object, const std::string& what, Device device) {
               ", but on a GPU they must be int32 or int64; convert them, for example with indices.astype('int64')");
 }
 
-void refuse_device(py::handle object, const std::string& what, bool custom) {
-  const std::string why = custom ? "a rule written in Python updates arrays on the CPU only" : why_no_devices();
-  refuse_now(what + " is a GPU array (" + name_of_type(object) + "), but " + why +
+void refuse_device(py::handle object, const std::string& what) {
+  refuse_now(what + " is a GPU array (" + name_of_type(object) + "), but " + why_no_devices() +
              "; pass NumPy arrays, for example cupy.asnumpy(x)");
 }
 

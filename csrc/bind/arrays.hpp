@@ -142,7 +142,7 @@ void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count)
 [[noreturn]] void refuse_indices(py::handle object, const std::string& what, Device device);
 
 // The same for an array on a device that steps cannot run on.
-[[noreturn]] void refuse_device(py::handle object, const std::string& what, bool custom);
+[[noreturn]] void refuse_device(py::handle object, const std::string& what);
 
 // Like read_array, but also takes a NumPy scalar; the view keeps it.
 bool read_scalar(PyObject* object, HeldView& view);

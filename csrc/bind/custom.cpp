@@ -71,9 +71,28 @@ void sweep(const void*, const Step& step, const Run& run) {
   }
 }
 
+[[noreturn]] void refuse_lazy(const std::string& who, const std::string& why) {
+  const std::string sentence = who + ".apply: a gradient is sparse and lazy is True, but " + why +
+                               " pass lazy=False, which updates all rows with update";
+  PyErr_SetString(PyExc_NotImplementedError, sentence.c_str());
+  throw py::error_already_set();
+}
+
 void no_coefficients(const double*, double, std::uint64_t, double, void*) {}
 
 }  // namespace
+
+PythonContext::PythonContext(py::object manager) : manager_(std::move(manager)) {
+  manager_.attr("__enter__")();
+}
+
+PythonContext::~PythonContext() {
+  try {
+    manager_.attr("__exit__")(py::none(), py::none(), py::none());
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("the end of a step on a GPU");
+  }
+}
 
 CustomRule::CustomRule(std::vector<std::string> slots, py::object optimizer, bool has_rows)
     : slots_(std::move(slots)), optimizer_(std::move(optimizer)), has_rows_(has_rows) {
@@ -89,14 +108,16 @@ CustomRule::CustomRule(std::vector<std::string> slots, py::object optimizer, boo
 
 CustomStep::CustomStep(CustomRule& custom) : Rule(custom.rule()), custom(custom) {}
 
+std::string CustomRule::name_of_class() const {
+  return py::str(py::type::handle_of(optimizer_()).attr("__name__"));
+}
+
 void CustomRule::check_rows() const {
-  if (has_rows_) return;
-  const std::string who = py::str(py::type::handle_of(optimizer_()).attr("__name__"));
-  PyErr_SetString(PyExc_NotImplementedError,
-                  (who + ".apply: a gradient is sparse and lazy is True, but " + who +
-                   " has no update_rows; define it, or pass lazy=False, which updates all rows with update")
-                      .c_str());
-  throw py::error_already_set();
+  if (!has_rows_) refuse_lazy(name_of_class(), name_of_class() + " has no update_rows; define it, or");
+}
+
+void CustomRule::refuse_rows_on_device() const {
+  refuse_lazy(name_of_class(), "a rule in Python does not update rows of arrays on a GPU alone;");
 }
 
 // Memory for so many elements, the same in every step.
@@ -161,15 +182,20 @@ void CustomRule::update_rows(const Step& step, std::size_t index, const Rows& ro
       [&](std::int64_t, std::int64_t begin, std::int64_t end) { finish_elements(step, index, begin, end, p + begin); });
 }
 
+void CustomRule::update_on_device(const Step& step, std::size_t index) const {
+  const Variable& variable = variables[index];
+  call("update", py::make_tuple(variable.array, variable.gradient), step, step.arrays[index]);
+}
+
 // Calls a method with some arrays and, after them, what all methods get.
 void CustomRule::call(const char* method, const py::tuple& arrays, const Step& step, const Array& array) const {
-  const std::vector<py::array>& kept = variables[array.number].slots;
+  const std::vector<py::object>& kept = variables[array.number].slots;
   py::dict slots;
   for (std::size_t k = 0; k < kept.size(); ++k) slots[slots_of_rule_[k]] = kept[k];
   const Settings& settings = step.settings[array.settings];
   const py::object optimizer = optimizer_();
   const py::object returned = optimizer.attr(method)(*arrays, slots, settings.learning_rate, settings.t);
-  const auto who = [&] { return std::string(py::str(py::type::handle_of(optimizer).attr("__name__"))) + "." + method; };
+  const auto who = [&] { return name_of_class() + "." + method; };
   if (!returned.is_none()) {
     refuse_type(who() + " returned an object of type " +
                 std::string(py::str(py::type::handle_of(returned).attr("__name__"))) +

@@ -64,7 +64,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
     const std::string what = optimizer_ + ".build: " + label("variables", i, i);
     HeldView view;
     if (!read_array(object.ptr(), view)) refuse_array(object, what, "variable");
-    if (view.device != on_cpu && (devices() == nullptr || custom_)) refuse_device(object, what, custom_ != nullptr);
+    if (view.device != on_cpu && devices() == nullptr) refuse_device(object, what);
     check_updatable(object, view, what);
     ArrayView plain;
     plain_numpy_ &= read_plain_array(object.ptr(), plain);
@@ -149,15 +149,18 @@ std::vector<std::string> Plan::all_slot_names(const Rule& rule) const {
 }
 
 void Plan::show_to_custom_rule() {
+  custom_->variables.resize(count());
+  for (const auto& part : parts_) show_to_custom_rule(*part);
   for (std::size_t i = 0; i < count(); ++i) {
+    if (built_[i].device != on_cpu) continue;
     const Array& array = arrays_[i];
-    CustomRule::Variable& variable = custom_->variables.emplace_back();
-    variable.shape.assign(shape_of(built_[i]), shape_of(built_[i]) + built_[i].ndim);
+    CustomRule::Variable& variable = custom_->variables[i];
+    variable.shape = shape(i);
     if (bytes_of(array.dtype) == bytes_of(array.compute)) {
       variable.array = py::array(py::dtype(name_of(array.dtype)), py::array::ShapeContainer(variable.shape),
                                  array.variable, built_[i].object);
     }
-    for (int k = 0; k < rule().slot_count; ++k) variable.slots.push_back(slot(i, rule().slots[k]).cast<py::array>());
+    for (int k = 0; k < rule().slot_count; ++k) variable.slots.push_back(slot(i, rule().slots[k]));
   }
 }
 
@@ -319,7 +322,7 @@ py::object Plan::slot(std::size_t index, const std::string& name) const {
   const Array& array = arrays_.at(index);
   const Built& built = built_[index];
   const std::vector<py::ssize_t> shape = this->shape(index);
-  if (built.device != on_cpu) return slot_on_device(index, kind, shape);
+  if (built.device != on_cpu) return py::cast(slot_on_device(index, kind));
   const py::capsule owner(new std::shared_ptr<Arena>(arena_),
                           [](void* pointer) { delete static_cast<std::shared_ptr<Arena>*>(pointer); });
   return py::array(py::dtype(name_of(array.compute)), py::array::ShapeContainer(shape),

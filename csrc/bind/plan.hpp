@@ -131,8 +131,9 @@ class Plan {
   static void fill_slot(const Array& array, void* slot, double value);
   static void widen_variable(const Array& array, const void* variable, void* slot);
   void make_arena(const std::unordered_map<std::string, double>& initial);
-  py::object slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const;
+  DeviceArray slot_on_device(std::size_t index, std::size_t kind) const;
   void show_to_custom_rule();
+  void show_to_custom_rule(const DevicePart& part) const;
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
   bool is_unchanged(std::size_t index, const ArrayView& view) const;
@@ -164,7 +165,12 @@ class Plan {
   bool run_timed(Step step, Call& call, bool check);
   void count_call();
   bool has_devices() const { return !parts_.empty(); }
-  bool is_alone() const { return parts_.size() == 1 && parts_[0]->arrays().size() == count(); }
+  // Whether one device has all variables and decides by itself what becomes of a call. (Whether a rule in Python is
+  // called has to be known here.)
+  bool is_alone() const {
+    return parts_.size() == 1 && parts_[0]->arrays().size() == count() && !(custom_ && options_.skips_not_finite);
+  }
+  bool calls_python() const { return custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0; }
   void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
@@ -172,7 +178,8 @@ class Plan {
   void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
                        bool looks_up_rate, bool mean);
   void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
-  void step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams);
+  void step_on_many_devices(Step step, DeviceStep& request, const Call& call, const std::vector<void*>& streams);
+  void update_on_device(DevicePart& part, const Step& step, const DeviceStep& request, void* stream);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;
   void refuse_while_capturing(const char* what) const;

@@ -44,8 +44,8 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
     for (const Array& array : arrays_) {
       if (built_[array.number].device == device) arrays.push_back(array);
     }
-    parts_.push_back(
-        std::make_unique<DevicePart>(device, arrays, count(), stride, rule.slot_count, accumulates_, averages_));
+    parts_.push_back(std::make_unique<DevicePart>(device, arrays, count(), stride, rule.slot_count, accumulates_,
+                                                  averages_, custom_ != nullptr));
     part_strides_.push_back(stride);
     const DevicePart& part = *parts_.back();
     std::vector<std::byte> slot, variable;
@@ -79,20 +79,42 @@ void Plan::tell_parts() {
   for (const auto& part : parts_) part->configure(groups_, arrays_, captured_);
 }
 
-py::object Plan::slot_on_device(std::size_t index, std::size_t kind, const std::vector<py::ssize_t>& shape) const {
+DeviceArray Plan::slot_on_device(std::size_t index, std::size_t kind) const {
   const Array& array = arrays_[index];
   std::size_t number = 0;
   while (parts_[number]->device() != built_[index].device) ++number;
   const DevicePart& part = *parts_[number];
-  const DType dtype = array.compute == compute_float64 ? DType::float64 : DType::float32;
-  return py::cast(DeviceArray(part.slots() + part_strides_[number] * kind + array.slot_offset, dtype, shape,
-                              part.device(), part.share_slots()));
+  return {part.slots() + part_strides_[number] * kind + array.slot_offset, dtype_of(array.compute), shape(index),
+          part.device(), part.share_slots()};
+}
+
+void Plan::show_to_custom_rule(const DevicePart& part) const {
+  const py::object as_cupy = py::module_::import("fusedstep.device_arrays").attr("as_cupy");
+  for (std::size_t k = 0; k < part.arrays().size(); ++k) {
+    const Array& array = part.arrays()[k];
+    CustomRule::Variable& variable = custom_->variables[array.number];
+    const auto show = [&](DeviceArray memory) {
+      return as_cupy(std::move(memory), optimizer_ + ".build: " + label("variables", array.number, array.number));
+    };
+    const auto handed = [&](int which) {
+      return show(
+          {part.handed(which, k), dtype_of(array.compute), shape(array.number), part.device(), part.share_handed()});
+    };
+    variable.array = handed(handed_variable);
+    variable.gradient = handed(handed_gradient);
+    for (int kind = 0; kind < rule().slot_count; ++kind) {
+      variable.slots.push_back(show(slot_on_device(array.number, static_cast<std::size_t>(kind))));
+    }
+  }
 }
 
 // An array in the place of a number, of which only the device will see the value.
 void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) const {
   const std::string what = optimizer_ + ": learning_rate";
   if (!read_array(learning_rate.ptr(), view)) refuse_array(learning_rate, what, "learning rate");
+  if (custom_) {
+    refuse_value(what + " is on " + name_of(view.device) + ", but a rule in Python gets a number; pass float(rate)");
+  }
   if (view.ndim != 0) {
     refuse_value(what + " must have no dimensions, got shape " + text_of(view.ndim, view.shape) +
                  "; pass rate.reshape(())");
@@ -171,6 +193,17 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     capturing |= devices()->is_capturing(streams.back());
   }
   DeviceStep request = describe_on_devices(step, call.replicas, mean);
+  if (custom_ && capturing) {
+    refuse_now(who_ +
+               "a graph is captured, but a rule in Python gets t and the learning rate as numbers, which would be the "
+               "same in every replay; take such steps outside of the capture");
+  }
+  if (custom_ && options_.lazy && !call.rows.empty()) {
+    const auto has_rows = [&](const Array& array) { return step.gradients[array.number].rows != nullptr; };
+    for (const auto& part : parts_) {
+      if (std::ranges::any_of(part->arrays(), has_rows)) custom_->refuse_rows_on_device();
+    }
+  }
   request.learning_rate = learning_rate;
   if (rate_on_device != nullptr) {
     request.learning_rate_on_device = rate_on_device->data;
@@ -185,7 +218,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   }
   for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->write_groups(capturing, streams[i]);
   if (!call.rows.empty()) order_rows(request, capturing, streams);
-  if (!request.alone) return step_on_many_devices(step, request, streams);
+  if (!request.alone) return step_on_many_devices(step, request, call, streams);
   DevicePart& part = *parts_[0];
   if (capturing) {
     captured_ = true;
@@ -200,12 +233,33 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   const bool may_want = options_.skips_not_finite || options_.clip != Clip::none;
   norm_on_device_ = norms_.wanted() || (!counts_certain_ && may_want);
   if (norm_on_device_) part.launch_norms(request, streams[0]);
-  part.launch_update(request, streams[0]);
+  update_on_device(part, step, request, streams[0]);
   if (capturing) return;
   if (rates_left_ > 0) --rates_left_;
   if (options_.skips_not_finite) counts_certain_ = false;
   skipped_ = false;
   count_call();
+}
+
+// A rule in Python takes one array after another, between kernels; then one more has what is not the rule's.
+void Plan::update_on_device(DevicePart& part, const Step& step, const DeviceStep& request, void* stream) {
+  if (!calls_python()) return part.launch_update(request, stream);
+  {
+    const py::object current = py::module_::import("fusedstep.device_arrays").attr("current");
+    const PythonContext context(current(part.device(), address(stream)));
+    for (std::size_t k = 0; k < part.arrays().size(); ++k) {
+      const Array& array = part.arrays()[k];
+      if (array.size == 0 || request.gradients[array.number].data == nullptr) continue;
+      part.launch_custom(request, Kernel::hand_over, k, stream);
+      custom_->update_on_device(step, array.number);
+      part.launch_custom(request, Kernel::take_back, k, stream);
+    }
+  }
+  const std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
+  DeviceStep rest = request;
+  rest.gradients = none.data();
+  rest.replicas = 1;
+  part.launch_update(rest, stream);
 }
 
 // What sparse gradients need before the other kernels. A captured graph must find memory that was there before.
@@ -224,7 +278,12 @@ void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vect
 }
 
 // With variables in several places the host decides. It waits for the devices where there are norms.
-void Plan::step_on_many_devices(const Step& step, DeviceStep& request, const std::vector<void*>& streams) {
+void Plan::step_on_many_devices(Step step, DeviceStep& request, const Call& call, const std::vector<void*>& streams) {
+  std::optional<CustomStep> custom;
+  if (calls_python()) {
+    step.custom = &custom.emplace(*custom_);
+    custom->gradients = call.held();
+  }
   if (norms_.wanted()) {
     for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_norms(request, streams[i]);
     sums_elsewhere_.assign(count(), 0);
@@ -232,13 +291,15 @@ void Plan::step_on_many_devices(const Step& step, DeviceStep& request, const std
     for (const auto& part : parts_) norms_.finite_elsewhere &= part->read_sums(sums_elsewhere_);
     norms_.sums_elsewhere = sums_elsewhere_.data();
   }
-  const Outcome outcome = run(step, current_target(), {}, norms_, threads_for(step.cost_before[step.count]));
+  const int threads = custom ? 1 : threads_for(step.cost_before[step.count]);
+  const Outcome outcome = run(step, current_target(), {}, norms_, threads);
   norms_.sums_elsewhere = nullptr;
+  norm_on_device_ = false;
   norm_ = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped_ = outcome == Outcome::skipped;
   if (!skipped_) {
     if (norms_.clip == Clip::all) request.factor = norms_.factors[0];
-    for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_update(request, streams[i]);
+    for (std::size_t i = 0; i < parts_.size(); ++i) update_on_device(*parts_[i], step, request, streams[i]);
   }
   count_call();
 }

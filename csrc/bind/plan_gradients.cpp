@@ -113,7 +113,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
       sum_rows<float>(view.data, view.dtype, size, indices, order, given);
     }
     taken.data = given.values.data();
-    taken.dtype = compute == compute_float64 ? DType::float64 : DType::float32;
+    taken.dtype = dtype_of(compute);
   }
   given.rows = {given.indices.data(), static_cast<std::int64_t>(given.indices.size()), size};
   if (taken.data == nullptr) taken.data = &nothing;  // no rows are not no gradient

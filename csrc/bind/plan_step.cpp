@@ -125,7 +125,7 @@ void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
   const std::string what = optimizer_ + ".apply: variables[" + std::to_string(position) + "]";
   HeldView view;
   if (!read_array(variable.ptr(), view)) refuse_array(variable, what, "variable");
-  if (view.device != on_cpu && devices() == nullptr) refuse_device(variable, what, false);
+  if (view.device != on_cpu && devices() == nullptr) refuse_device(variable, what);
   refuse_value(what + " (shape " + text_of(view.ndim, view.shape) + ", dtype " + name_of(view.dtype) +
                ") was never built; `w = w - x` makes a new array, `w -= x` and `w[...] = x` keep the old one; " +
                "build(variables) adds new ones");
@@ -318,8 +318,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     };
   }
   const std::uint64_t cost = step.cost_before[step.count];
-  const bool calls_python = custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0;
-  if (calls_python) {
+  if (calls_python()) {
     step.custom = &context.custom.emplace(*custom_);
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
@@ -328,7 +327,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     };
   }
   // A smaller step is not worth a look at the clock: it runs on one thread, with the GIL.
-  const bool is_timed = !calls_python && cost * step.replicas >= cost_per_thread;
+  const bool is_timed = !step.custom && cost * step.replicas >= cost_per_thread;
   const bool release_gil = is_timed && pace_.is_long(cost);
   if (release_gil) {
     before.all_good = [](void* from) {

@@ -26,4 +26,8 @@ constexpr ComputeType compute_type_of(DType dtype) {
   return dtype == DType::float64 ? compute_float64 : compute_float32;
 }
 
+constexpr DType dtype_of(ComputeType compute) {
+  return compute == compute_float64 ? DType::float64 : DType::float32;
+}
+
 }  // namespace fusedstep

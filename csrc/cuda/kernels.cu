@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/custom.hpp"
 #include "cuda/devices.hpp"
 #include "cuda/sweep.hpp"
 #include "rules/all.hpp"
@@ -107,6 +108,13 @@ __global__ void __launch_bounds__(block_threads, 2) norms_kernel(const __grid_co
   norms_block<kernel>(team, launch);
 }
 
+template <Kernel kernel>
+__global__ void __launch_bounds__(block_threads, 2) custom_kernel(const __grid_constant__ Launch launch) {
+  __shared__ Made made;
+  Block team;
+  custom_block<kernel>(team, launch, made);
+}
+
 __global__ void __launch_bounds__(block_threads) order_kernel(const __grid_constant__ OrderPass pass) {
   __shared__ std::uint64_t tile[block_threads];
   Block team;
@@ -160,6 +168,16 @@ KernelsOfRule kernels_of_rule() {
 template <template <class> class... R>
 std::vector<KernelsOfRule> kernels_of_rules(List<R...>) {
   return {kernels_of_rule<R>()...};
+}
+
+const void* function_of(const KernelsOfRule& of_rule, Kernel kernel) {
+  switch (kernel) {
+    case Kernel::norms: return reinterpret_cast<const void*>(&norms_kernel<Kernel::norms>);
+    case Kernel::norms_of_any: return reinterpret_cast<const void*>(&norms_kernel<Kernel::norms_of_any>);
+    case Kernel::hand_over: return reinterpret_cast<const void*>(&custom_kernel<Kernel::hand_over>);
+    case Kernel::take_back: return reinterpret_cast<const void*>(&custom_kernel<Kernel::take_back>);
+    default: return of_rule[static_cast<std::size_t>(kernel)];
+  }
 }
 
 class CudaDevices : public Devices {
@@ -242,15 +260,11 @@ class CudaDevices : public Devices {
 
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override {
     const OnDevice on(device);
-    const void* const function = kernel == Kernel::norms ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms>)
-                                 : kernel == Kernel::norms_of_any
-                                     ? reinterpret_cast<const void*>(&norms_kernel<Kernel::norms_of_any>)
-                                     : kernels_.at(static_cast<std::size_t>(rule))[static_cast<std::size_t>(kernel)];
+    const KernelsOfRule& of_rule = kernels_.at(static_cast<std::size_t>(rule));
     // Where a warp takes a slice, a block takes several.
-    const bool by_warp =
-        is_of_norms(kernel) || (kernel == Kernel::staged && kernels_[static_cast<std::size_t>(rule)][0] == nullptr);
+    const bool by_warp = is_of_norms(kernel) || (kernel == Kernel::staged && of_rule[0] == nullptr);
     const std::uint32_t at_once = by_warp ? Block::warps : 1;
-    put_on_stream(device, function, (launch.slices + at_once - 1) / at_once, &launch, stream);
+    put_on_stream(device, function_of(of_rule, kernel), (launch.slices + at_once - 1) / at_once, &launch, stream);
   }
 
   void launch_order(int device, const OrderPass& pass, void* stream) override {

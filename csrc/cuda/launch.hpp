@@ -12,13 +12,16 @@
 namespace fusedstep {
 
 // The kernels of a rule: the rule alone, with all stages around it (its first pass, where it takes two), the second
-// pass. And those for the norms of gradients, the same for all rules: of dense ones, and of any, which needs more
-// registers, so that less is on its way from memory at a time.
-enum class Kernel : std::uint8_t { bare, staged, second, norms, norms_of_any };
+// pass. And those that are the same for all rules: for the norms of gradients, of dense ones, and of any, which needs
+// more registers, so that less is on its way from memory at a time; and those before and after a rule in Python.
+enum class Kernel : std::uint8_t { bare, staged, second, norms, norms_of_any, hand_over, take_back };
 
 FUSEDSTEP_HOST_DEVICE constexpr bool is_of_norms(Kernel kernel) {
   return kernel == Kernel::norms || kernel == Kernel::norms_of_any;
 }
+
+// Which of a table's slots, around a rule in Python, are what that gets.
+constexpr int handed_variable = 0, handed_gradient = 1;
 
 constexpr int block_threads = 256;
 constexpr int warp_threads = 32;

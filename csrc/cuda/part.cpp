@@ -24,6 +24,16 @@ std::size_t order_bytes(std::int64_t count) {
   return keys_at + 2 * static_cast<std::size_t>(count) * sizeof(std::uint64_t);
 }
 
+// What a rule in Python gets lies where a slot of its array would, up to multiples of this.
+constexpr std::size_t handed_alignment = 256;
+
+// That takes so many bytes of the largest array, twice.
+std::size_t handed_bytes(const std::vector<Array>& arrays) {
+  std::int64_t most = 0;
+  for (const Array& array : arrays) most = std::max(most, array.size * bytes_of(array.compute));
+  return (static_cast<std::size_t>(most) / handed_alignment + 2) * handed_alignment;
+}
+
 // Places for things one after another in one piece of memory.
 class Places {
  public:
@@ -43,7 +53,7 @@ class Places {
 }  // namespace
 
 DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_groups, std::size_t slot_stride,
-                       int rule_slots, bool accumulates, bool averages)
+                       int rule_slots, bool accumulates, bool averages, bool custom)
     : device_(device),
       arrays_(std::move(arrays)),
       shared_slots_(std::make_shared<DeviceMemory>(
@@ -110,7 +120,8 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_g
   const auto next_kind = [&] { return slots() + slot_stride * static_cast<std::size_t>(kind++); };
   while (kind < rule_slots) {
     const int k = kind;
-    table_.slots[k] = next_kind();
+    std::byte* const slots_of_kind = next_kind();
+    if (!custom) table_.slots[k] = slots_of_kind;
   }
   if (accumulates) table_.accumulator = next_kind();
   if (averages) table_.average = next_kind();
@@ -125,6 +136,7 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_g
   table_.leaf_groups_count = static_cast<std::uint32_t>(leaf_groups.size());
   table_.long_groups_count = static_cast<std::uint32_t>(long_groups.size());
   table_.long_arrays_count = static_cast<std::uint32_t>(long_arrays.size());
+  if (custom) shared_handed_ = std::make_shared<DeviceMemory>(device, 2 * handed_bytes(arrays_));
 }
 
 void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once) {
@@ -241,7 +253,7 @@ void DevicePart::order_rows(const DeviceStep& step, bool capturing, void* stream
   });
 }
 
-void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream) {
+void DevicePart::describe_launch(const DeviceStep& step, bool averages_only) {
   Launch& launch = launch_;
   launch.table = table_;
   launch.options = step.options;
@@ -256,22 +268,45 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
   launch.alone = step.alone;
   launch.factor = step.factor;
   launch.replicas = static_cast<std::uint32_t>(step.replicas);
+}
+
+// What was described, over some arrays.
+void DevicePart::launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end,
+                               void* stream) {
+  Launch& launch = launch_;
+  launch.first_array = static_cast<std::uint32_t>(begin);
+  launch.arrays = static_cast<std::uint32_t>(end - begin);
+  launch.first_slice = slices_before_[begin];
+  launch.slices = slices_before_[end] - slices_before_[begin];
+  launch.last = end == arrays_.size();
+  for (std::size_t replica = 0; replica < step.replicas; ++replica) {
+    PackedGradient* const list = launch.gradients + replica * (end - begin);
+    for (std::size_t i = begin; i < end; ++i) {
+      list[i - begin] = launch.averages_only ? PackedGradient{0} : packed_gradient(step, replica, i);
+    }
+  }
+  devices()->launch(device_, step.rule, kernel, launch, stream);
+}
+
+void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream) {
+  describe_launch(step, averages_only);
   const std::size_t at_once = most_gradients / step.replicas;
   for (std::size_t begin = 0; begin == 0 || begin < arrays_.size(); begin += at_once) {
-    const std::size_t end = std::min(begin + at_once, arrays_.size());
-    launch.first_array = static_cast<std::uint32_t>(begin);
-    launch.arrays = static_cast<std::uint32_t>(end - begin);
-    launch.first_slice = slices_before_[begin];
-    launch.slices = slices_before_[end] - slices_before_[begin];
-    launch.last = end == arrays_.size();
-    for (std::size_t replica = 0; replica < step.replicas; ++replica) {
-      PackedGradient* const list = launch.gradients + replica * (end - begin);
-      for (std::size_t i = begin; i < end; ++i) {
-        list[i - begin] = averages_only ? PackedGradient{0} : packed_gradient(step, replica, i);
-      }
-    }
-    devices()->launch(device_, step.rule, kernel, launch, stream);
+    launch_arrays(step, kernel, begin, std::min(begin + at_once, arrays_.size()), stream);
   }
+}
+
+std::byte* DevicePart::handed(int which, std::size_t index) const {
+  const std::size_t offset = arrays_[index].slot_offset % handed_alignment;
+  return shared_handed_->as<std::byte>() + static_cast<std::size_t>(which) * (shared_handed_->size() / 2) + offset;
+}
+
+void DevicePart::launch_custom(const DeviceStep& step, Kernel kernel, std::size_t index, void* stream) {
+  describe_launch(step, false);
+  for (const int which : {handed_variable, handed_gradient}) {
+    launch_.table.slots[which] = handed(which, index) - arrays_[index].slot_offset;
+  }
+  launch_arrays(step, kernel, index, index + 1, stream);
 }
 
 void DevicePart::launch_norms(const DeviceStep& step, void* stream) {

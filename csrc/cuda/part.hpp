@@ -32,7 +32,7 @@ class DevicePart {
   // `arrays` are the build's on this device, in its order; their numbers are those in the build, whose
   // variables are in up to `most_groups`. A slot of any kind takes `slot_stride` bytes over all of them.
   DevicePart(int device, std::vector<Array> arrays, std::size_t most_groups, std::size_t slot_stride, int rule_slots,
-             bool accumulates, bool averages);
+             bool accumulates, bool averages, bool custom);
 
   int device() const { return device_; }
   const std::vector<Array>& arrays() const { return arrays_; }
@@ -58,6 +58,12 @@ class DevicePart {
   void launch_update(const DeviceStep& step, void* stream);
   void launch_averages(const DeviceStep& step, void* stream);
 
+  // Around a rule in Python, for one array: what the rule gets comes to where `handed` says, and from there the
+  // variable is stored. Arrays take turns with that memory.
+  void launch_custom(const DeviceStep& step, Kernel kernel, std::size_t index, void* stream);
+  std::byte* handed(int which, std::size_t index) const;
+  std::shared_ptr<DeviceMemory> share_handed() const { return shared_handed_; }
+
   // Waits. Adds the arrays' sums to those of the build's variables; false where a gradient was not finite.
   bool read_sums(std::vector<double>& of_variables);
   DeviceState read_state();
@@ -72,6 +78,8 @@ class DevicePart {
     bool in_graph = false;
   };
 
+  void describe_launch(const DeviceStep& step, bool averages_only);
+  void launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end, void* stream);
   void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);
   bool is_bare(const DeviceStep& step) const;
   static bool has_rows(const DeviceStep& step);
@@ -85,7 +93,7 @@ class DevicePart {
   std::vector<Group> groups_;
   Table table_ = {};
   DeviceState* state_ = nullptr;
-  std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_;
+  std::shared_ptr<DeviceMemory> shared_slots_, shared_tables_, shared_handed_;
   DeviceMemory& slots_;
   Group* groups_places_[2] = {};        // of which a table has one, and a graph that was captured with it, too
   bool groups_changed_ = false;         // and are not on the device yet

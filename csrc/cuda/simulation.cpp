@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu/float_environment.hpp"
+#include "cuda/custom.hpp"
 #include "cuda/sweep.hpp"
 #include "rules/all.hpp"
 
@@ -92,6 +93,15 @@ void run_norms(const Launch& launch, std::uint32_t blocks) {
   }
 }
 
+template <Kernel kernel>
+void run_custom(const Launch& launch, std::uint32_t blocks) {
+  for (std::uint32_t block = 0; block < blocks; ++block) {
+    SimulatedBlock team(block, blocks);
+    Made made = {};
+    custom_block<kernel>(team, launch, made);
+  }
+}
+
 void run_order(const OrderPass& pass, std::uint32_t blocks) {
   for (std::uint32_t block = 0; block < blocks; ++block) {
     SimulatedBlock team(block, blocks);
@@ -121,7 +131,7 @@ std::vector<SimulatedRule> simulated_rules(List<R...>) {
 }
 
 const char* name_of(Kernel kernel) {
-  constexpr const char* names[] = {"bare", "staged", "second", "norms", "norms of any"};
+  constexpr const char* names[] = {"bare", "staged", "second", "norms", "norms of any", "hand over", "take back"};
   return names[static_cast<int>(kernel)];
 }
 
@@ -198,6 +208,8 @@ void Simulation::launch(int device, int rule, Kernel kernel, const Launch& launc
   const DefaultFloatEnvironment environment;
   const std::uint32_t blocks = std::clamp<std::uint32_t>(launch.slices, 1, blocks_);
   if (kernel == Kernel::norms) return run_norms<Kernel::norms>(launch, blocks);
+  if (kernel == Kernel::hand_over) return run_custom<Kernel::hand_over>(launch, blocks);
+  if (kernel == Kernel::take_back) return run_custom<Kernel::take_back>(launch, blocks);
   if (kernel == Kernel::norms_of_any) return run_norms<Kernel::norms_of_any>(launch, blocks);
   rules.at(static_cast<std::size_t>(rule)).kernels[static_cast<int>(kernel)](launch, blocks);
 }

@@ -24,8 +24,7 @@ FUSEDSTEP_HOST_DEVICE inline double learning_rate_of(const Launch& launch) {
   return rate;
 }
 
-template <template <class> class R>
-FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array& array, Made& made) {
+FUSEDSTEP_HOST_DEVICE_CALLED inline void make_settings(const Launch& launch, const Array& array, Made& made) {
   const Counts& counts = launch.table.state->counts;
   made.group = array.settings;
   made.compute = array.compute;
@@ -37,6 +36,11 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array&
     made.settings.stages.average = Average::keep;
     made.settings.stages.average_overwrites = true;
   }
+}
+
+template <template <class> class R>
+FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array& array, Made& made) {
+  make_settings(launch, array, made);
   const Settings& settings = made.settings;
   if (array.compute == compute_float64) {
     coefficients<R<double>>(settings.hyperparameters, settings.learning_rate, settings.t, settings.carried, made.rule);
@@ -45,14 +49,18 @@ FUSEDSTEP_HOST_DEVICE_CALLED inline void make(const Launch& launch, const Array&
   }
 }
 
+FUSEDSTEP_HOST_DEVICE inline int element_bytes(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
 // Works through the elements [begin, end) of an array: `work(first, Elements<V>)` on neighbours that start at a
 // multiple of V elements in memory, of which the slice may have but a part.
 template <int V, class Work>
-FUSEDSTEP_HOST_DEVICE inline void for_tiles(const Array& array, int element_bytes, std::int64_t begin, std::int64_t end,
-                                            int thread, const Work& work) {
+FUSEDSTEP_HOST_DEVICE inline void for_tiles(const Array& array, int bytes_of_element, std::int64_t begin,
+                                            std::int64_t end, int thread, const Work& work) {
   // A slice starts at a multiple of V from the start of its array.
   const auto phase = static_cast<int>(reinterpret_cast<std::uintptr_t>(array.variable) /
-                                      static_cast<std::uintptr_t>(element_bytes) % V);
+                                      static_cast<std::uintptr_t>(bytes_of_element) % V);
   for (std::int64_t at = begin - phase + thread * V; at < end; at += block_threads * V) {
     const std::int64_t before = begin - at, left = end - at;
     work(at, Elements<V>{before > 0 ? static_cast<int>(before) : 0, left < V ? static_cast<int>(left) : V});
@@ -102,11 +110,10 @@ FUSEDSTEP_HOST_DEVICE inline void staged_slice(const Launch& launch, const Made&
                                                std::uint32_t index, std::int64_t begin, std::int64_t end, int thread) {
   constexpr int V = widest_access / static_cast<int>(sizeof(C));
   const Array& array = launch.table.arrays[index];
-  const int element_bytes = array.dtype == DType::float64 ? 8 : array.dtype == DType::float32 ? 4 : 2;
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Touched touched(launch, index);
   if (!touched.any(begin, end)) return;
-  for_tiles<V>(array, element_bytes, begin, end, thread, [&](std::int64_t at, Elements<V> of) {
+  for_tiles<V>(array, element_bytes(array.dtype), begin, end, thread, [&](std::int64_t at, Elements<V> of) {
     for_touched(touched, at, of, [&](Elements<V> part) {
       Tile<Rule, C, V> tile(launch, rule, flow, index, at, part);
       stage_tile<pass>(flow, tile, part);

@@ -1,6 +1,9 @@
 """Arrays on GPUs: from the extension's view of their memory to those of a library, and to NumPy's."""
 
+import contextlib
+import importlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,3 +44,41 @@ def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> No
         array.assign(np.asarray(values))
     else:
         array[...] = values
+
+
+def as_cupy(memory: DeviceArray, what: str) -> Any:
+    """Return memory on a GPU, of ``what`` a refusal names, as CuPy's array, without a copy."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            f"{what} is a GPU array, which a rule in Python gets as CuPy's, but CuPy cannot be imported"
+            f" ({error}); install it, or pass NumPy arrays"
+        ) from None
+    return cupy.from_dlpack(memory)
+
+
+@contextlib.contextmanager
+def current(device: int, stream: int) -> Iterator[None]:
+    """Have CuPy work on this device and stream, until the end of the ``with`` block."""
+    cuda = importlib.import_module("cupy").cuda
+    with cuda.Device(device):
+        if cuda.get_current_stream().ptr == stream:
+            yield
+        elif hasattr(cuda.Stream, "from_external"):
+            with cuda.Stream.from_external(OtherStream(stream)):
+                yield
+        else:  # before CuPy 14
+            with cuda.ExternalStream(stream, device):
+                yield
+
+
+class OtherStream:
+    """A stream of another library, by CUDA's protocol for them."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return the protocol's version and the stream."""
+        return 0, self.pointer

@@ -29,14 +29,20 @@ class CustomOptimizer(Optimizer):
     it costs what NumPy costs. An exception in it passes through. Unlike after all other errors, the arrays
     before are then updated, and the one in question may be in part; the call does not count.
 
+    Of variables on a GPU, of whatever library, the method gets CuPy's arrays, on the variables' device and
+    their library's current stream. A step waits for the GPU where ``skip_nonfinite`` decides whether the
+    method is called, and where a norm is over several devices. It cannot go into a CUDA graph, in which t
+    and the learning rate would stay what they were.
+
     Args:
         learning_rate, weight_decay, name and all others: see :class:`Optimizer`.
 
     Slots: those of ``slot_names`` (shape of the variable, float32 or float64).
 
     Raises:
-        NotImplementedError: the subclass has no :meth:`update`, or a gradient is sparse, ``lazy`` is True and
-            it has no :meth:`update_rows`.
+        NotImplementedError: the subclass has no :meth:`update`; or a gradient is sparse, ``lazy`` is True and
+            there is no :meth:`update_rows`, or its variable is on a GPU.
+        RuntimeError: a variable is on a GPU and CuPy cannot be imported, or a graph is captured.
         ValueError, TypeError: an argument is out of its interval or of another kind; slots cannot be named as
             ``slot_names`` names them.
 
@@ -85,7 +91,7 @@ class CustomOptimizer(Optimizer):
         Args:
             variable: decayed already. To be changed in place, as in ``variable -= x``. A 16-bit variable
                 comes in float32 and is rounded once, afterwards.
-            gradient: accumulated, clipped and with its penalty. Read-only.
+            gradient: accumulated, clipped and with its penalty. Read-only; on a GPU a copy.
             slots: the arrays by name. What is assigned to a name is written to the slot.
             learning_rate: this step's, of this variable.
             t: the number of this update, from 1.

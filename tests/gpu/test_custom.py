@@ -1,0 +1,56 @@
+"""Rules in Python on a GPU, where CuPy computes: to the bits of the built-in ones that they spell out."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import DTYPES, OPTIONS, STAGES, random_array, with_arguments
+from fusedstep import SGD, Adam, Optimizer
+from gpu.libraries import GPU, assert_same, id_of, on_gpu
+from reference import Reference
+from spelled import spelled_out
+
+pytestmark = GPU
+
+SIZES = [0, 1, 17, 513, 4097, 40_000]
+
+
+@pytest.mark.parametrize("options", [*STAGES, *OPTIONS], ids=id_of)
+@pytest.mark.parametrize("builtin", [SGD(0.01, momentum=0.9), Adam(0.01)], ids=repr)
+def test_every_option(builtin: Optimizer, options: dict[str, Any], library: Any, cupy: Any) -> None:
+    rng = np.random.default_rng(8)
+    builtin = with_arguments(builtin, **options)
+    custom = spelled_out(builtin)
+    cases = [(size, dtype) for size in SIZES for dtype in DTYPES]
+    start = [random_array(rng, size, dtype) for size, dtype in cases]
+    variables, reference = on_gpu(library, start), Reference(builtin, start)
+    for step in range(5):
+        grads: list[Any] = [
+            random_array(rng, size, dtype if step % 2 else np.float32) for size, dtype in cases
+        ]
+        grads[step] = None
+        custom.apply(on_gpu(library, grads), variables)
+        reference.apply(grads)
+    assert custom.iterations == reference.updates
+    assert_same(custom, variables, reference)
+
+
+def test_on_a_side_stream(library: Any, cupy: Any) -> None:
+    """The method's kernels are on the stream of the variables' library, whatever CuPy's is."""
+    rng = np.random.default_rng(9)
+    start = [random_array(rng, 1_000_000, np.float32) for _ in range(4)]
+    builtin = Adam(0.01)
+    custom, reference = spelled_out(builtin), Reference(builtin, start)
+    variables = on_gpu(library, start)
+    stream = cupy.cuda.Stream(non_blocking=True) if library.name == "cupy" else library.torch.cuda.Stream()
+    custom.build(variables)
+    for _ in range(3):
+        grads = [random_array(rng, 1_000_000, np.float32) for _ in start]
+        given = on_gpu(library, grads)
+        cupy.cuda.runtime.deviceSynchronize()
+        with stream if library.name == "cupy" else library.torch.cuda.stream(stream):
+            custom.apply(given, variables)
+        cupy.cuda.runtime.deviceSynchronize()
+        reference.apply(grads)
+    assert_same(custom, variables, reference)

@@ -37,6 +37,7 @@ OPTIMIZERS = {
     "adadelta": Definition(fusedstep.Adadelta, 2, {}),
     "adamax": Definition(fusedstep.Adamax, 2, {}),
     "nadam": Definition(fusedstep.Nadam, 2, {}),
+    "radam": Definition(fusedstep.RAdam, 2, {}),
     "lion": Definition(fusedstep.Lion, 1, {"beta_1": 0.9, "beta_2": 0.99}),
     "ftrl": Definition(fusedstep.Ftrl, 2, {}),
 }

@@ -135,6 +135,20 @@ def nadam(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
     return p - ((a * s["momentum"]) + (b * g)) / ((np.sqrt(s["velocity"]) * r) + C(h["epsilon"]))
 
 
+def radam(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
+    C = p.dtype.type
+    correction_1, left = 1 - power(h["beta_1"], t), power(h["beta_2"], t)
+    most = 2 / (1 - h["beta_2"]) - 1
+    length = most - 2 * t * left / (1 - left)
+    s["momentum"] = (C(h["beta_1"]) * s["momentum"]) + (C(1 - h["beta_1"]) * g)
+    s["velocity"] = (C(h["beta_2"]) * s["velocity"]) + (C(1 - h["beta_2"]) * (g * g))
+    if length <= 5:
+        return p - C(lr / correction_1) * s["momentum"]
+    variance = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
+    a = C(lr * math.sqrt(variance) * math.sqrt(1 - left) / correction_1)
+    return p - (a * s["momentum"]) / (np.sqrt(s["velocity"]) + C(h["epsilon"]))
+
+
 def ftrl(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
     C = p.dtype.type
 
@@ -183,6 +197,7 @@ REFERENCES: dict[type[Optimizer], Callable[[Array, Array, Slots, Config, float, 
     fusedstep.Adadelta: adadelta,
     fusedstep.Adamax: adamax,
     fusedstep.Nadam: nadam,
+    fusedstep.RAdam: radam,
     fusedstep.Ftrl: ftrl,
     fusedstep.Lion: lion,
     fusedstep.Lamb: lamb,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import DTYPES, STAGES, VARIANTS, WITH_POW, random_array, with_arguments
-from fusedstep import Adam, Nadam, Optimizer
+from fusedstep import Adam, Nadam, Optimizer, RAdam
 from fusedstep.optimizers import ALL
 from reference import REFERENCES, Reference, assert_same
 
@@ -85,11 +85,18 @@ def test_threads_and_splits(variant: Optimizer, target: str, threads: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "steps"), [(Adam(0.01), 2000), (Nadam(0.01), 400), (Nadam(0.01, momentum_decay=0.004), 400)]
+    ("optimizer", "steps"),
+    [
+        (Adam(0.01), 2000),
+        (Nadam(0.01), 400),
+        (Nadam(0.01, momentum_decay=0.004), 400),
+        (RAdam(0.01), 400),  # rectified from the sixth update on
+        (RAdam(0.01, beta_2=0.66), 40),  # and never
+    ],
 )
-def test_many_steps(optimizer: Optimizer, steps: int) -> None:
+def test_many_steps(optimizer: Optimizer, steps: int, target: str) -> None:
     """Coefficients for large t, in both compute types: 1 - beta^t loses nothing, products neither."""
-    rng = np.random.default_rng(4)
+    rng, optimizer = np.random.default_rng(4), optimizer.clone()
     variables = [random_array(rng, 37, dtype) for dtype in DTYPES]
     reference = Reference(optimizer, variables)
     for _ in range(steps):

@@ -23,6 +23,7 @@ from fusedstep import (
     Nadam,
     Optimizer,
     PiecewiseConstantDecay,
+    RAdam,
 )
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
@@ -69,7 +70,7 @@ def test_every_rule(variant: Optimizer, stages: dict[str, Any], gpus: None) -> N
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-@pytest.mark.parametrize("cls", [Adam, SGD, Lamb, Nadam])
+@pytest.mark.parametrize("cls", [Adam, SGD, Lamb, Nadam, RAdam])
 def test_every_option(cls: type[Optimizer], options: dict[str, Any], blocks: int) -> None:
     """Norms, averages, sums over calls and calls left out, decided there; the host asks for nothing."""
     rng = np.random.default_rng(2)

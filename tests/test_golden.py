@@ -38,6 +38,7 @@ TORCH_DEFAULTS: dict[str, dict[str, Any]] = {
     "Adadelta": {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6},
     "Adamax": {"learning_rate": 2e-3, "epsilon": 1e-8, "form": "torch"},
     "NAdam": {"learning_rate": 2e-3, "epsilon": 1e-8, "momentum_decay": 4e-3},
+    "RAdam": {"learning_rate": 1e-3, "epsilon": 1e-8},
 }
 
 
@@ -90,7 +91,7 @@ CASES = covered("keras") + covered("torch")
 
 def test_number_of_cases() -> None:
     """A change that drops cases silently is seen here."""
-    assert (len(covered("keras")), len(covered("torch"))) == (88, 30)
+    assert (len(covered("keras")), len(covered("torch"))) == (88, 31)
 
 
 def run(

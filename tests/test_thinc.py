@@ -80,6 +80,27 @@ def test_bits_of_the_class_on_numpy_arrays() -> None:
         assert w.tobytes() == twin.tobytes()
 
 
+@pytest.mark.parametrize("arguments", [{}, {"beta2": 0.99, "eps": 1e-3}, {"beta2": 0.6}], ids=str)
+def test_radam(arguments: dict[str, Any]) -> None:
+    """Counted from 1, as in the paper. thinc counts from 2, so it begins before its first update here."""
+    arguments |= {"learn_rate": 0.01, "L2": 0.01, "use_averages": False}
+    optimizer, peer = adapted.RAdam(**arguments), thinc.optimizers.RAdam(**arguments)
+    peer.nr_update[0, "W"] = -1
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal(100).astype(np.float32)
+    twin = w.copy()
+    for _ in range(12):
+        gradient = rng.standard_normal(100).astype(np.float32)
+        peer((0, "W"), twin, gradient.copy())
+        optimizer((0, "W"), w, gradient)
+        np.testing.assert_allclose(w, twin, rtol=3e-5, atol=3e-6)
+    optimizer.use_radam = peer.use_radam = False  # from here on Adam, with the same means
+    peer.nr_update[0, "W"] += 1
+    optimizer((0, "W"), w, np.ones(100, np.float32))
+    peer((0, "W"), twin, np.ones(100, np.float32))
+    np.testing.assert_allclose(w, twin, rtol=3e-5, atol=3e-6)
+
+
 def test_state_stays_with_its_key_when_the_weights_are_another_array() -> None:
     both = []
     for library in (adapted, thinc.optimizers):
@@ -95,8 +116,6 @@ def test_state_stays_with_its_key_when_the_weights_are_another_array() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="use_radam is True, but there is no rule for it"):
-        adapted.Optimizer(0.1, use_radam=True)
     optimizer, w = adapted.Adam(0.1), np.ones(4, np.float32)
     optimizer((0, "W"), w, np.ones(4, np.float32))
     before = w.copy()
@@ -232,7 +251,7 @@ def test_configs_find_the_optimizers_by_their_names() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python is older than 3.11")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
     points = declared["project"]["entry-points"]["thinc_optimizers"]
-    assert points == {f"fusedstep.{name}.v1": f"fusedstep.thinc:{name}" for name in ("Adam", "SGD")}
+    assert points == {f"fusedstep.{name}.v1": f"fusedstep.thinc:{name}" for name in ("Adam", "RAdam", "SGD")}
     installed = importlib.metadata.entry_points(group="thinc_optimizers")
     assert set(points) <= {point.name for point in installed}
     config = {"optimizer": {"@optimizers": "fusedstep.Adam.v1", "learn_rate": 0.5, "grad_clip": 0.25}}

@@ -60,6 +60,14 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
         {"weight_decay": 0.1, "momentum_decay": 6e-3, "decoupled_weight_decay": True},
         {"weight_decay": 0.1, "maximize": True},
     ],
+    "RAdam": [
+        {},
+        {"lr": 2e-3},
+        {"eps": 1e-6},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "maximize": True},
+    ],
     "RMSprop": [
         {},
         {"lr": 1e-3},
@@ -95,6 +103,7 @@ ON_NUMPY: dict[str, Callable[[], fusedstep.Optimizer]] = {
     "Adadelta": lambda: fusedstep.Adadelta(1.0, rho=0.9, epsilon=1e-6),
     "Adamax": lambda: fusedstep.Adamax(2e-3, epsilon=1e-8, form="torch"),
     "NAdam": lambda: fusedstep.Nadam(2e-3, epsilon=1e-8, momentum_decay=4e-3),
+    "RAdam": lambda: fusedstep.RAdam(1e-3, epsilon=1e-8),
     "Lion": lambda: fusedstep.Lion(1e-4),
     "Lamb": lambda: fusedstep.Lamb(1e-3, epsilon=1e-6),
 }

@@ -54,7 +54,7 @@ def parameters(given: Given, device: str = "cpu") -> list[Any]:
 def optimizer(given: Given, params: list[Any], setting: str) -> tuple[Any, dict[str, Any]]:
     """Make the optimizer, and say in which form it is."""
     optim = import_peer("fusedstep.torch") if setting == OURS else import_peer("torch").optim
-    given.refuse(optimizers=(*FUSED, "rmsprop", "adadelta", "adamax", "nadam"))
+    given.refuse(optimizers=(*FUSED, "rmsprop", "adadelta", "adamax", "nadam", "radam"))
     name, h, lr = given.workload.optimizer, given.definition.arguments, given.learning_rate
     more = SETTINGS[setting] | (OUR_STEPS.get(given.workload.step, {}) if setting == OURS else {})
     if given.workload.step == "sparse":
@@ -82,6 +82,8 @@ def optimizer(given: Given, params: list[Any], setting: str) -> tuple[Any, dict[
             return optim.Adadelta(params, lr, rho=0.95, eps=1e-7, **more), {}
         case "adamax":
             return optim.Adamax(params, lr, eps=1e-7, **more), torch_form
+        case "radam":
+            return optim.RAdam(params, lr, eps=1e-7, **more), {}
         case _:
             return optim.NAdam(params, lr, eps=1e-7, momentum_decay=0.004, **more), {"momentum_decay": 0.004}
 

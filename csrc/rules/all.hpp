@@ -9,6 +9,7 @@
 #include "rules/lamb.hpp"
 #include "rules/lion.hpp"
 #include "rules/nadam.hpp"
+#include "rules/radam.hpp"
 #include "rules/rmsprop.hpp"
 #include "rules/sgd.hpp"
 
@@ -18,7 +19,7 @@ template <template <class> class... Rule>
 struct List {};
 
 using AllRules = List<Sgd, SgdMomentum, SgdNesterov, Adam, AdamAmsgrad, Rmsprop, RmspropCentered, RmspropMomentum,
-                      RmspropCenteredMomentum, Adagrad, Adadelta, Adamax, Nadam, Ftrl, FtrlShrinkage, FtrlPower,
+                      RmspropCenteredMomentum, Adagrad, Adadelta, Adamax, Nadam, Radam, Ftrl, FtrlShrinkage, FtrlPower,
                       FtrlPowerShrinkage, Lion, Lamb>;
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

@@ -16,11 +16,12 @@ from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
 
 from fusedstep import _native
 
-__all__ = ["SGD", "Adam", "Optimizer"]
+__all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 
 Key = tuple[int, str]
 Setting = Any  # a number, or a schedule of any kind that thinc takes
-Settings = tuple[float, ...]  # b1, b2, eps, L2, grad_clip, L2_is_weight_decay
+Settings = tuple[float, ...]  # b1, b2, eps, L2, grad_clip, and two that are flags
+NUMBERS = 5
 
 # From thinc 9 on an optimizer's attributes are schedules, which are asked at each step.
 HAS_SCHEDULES = not hasattr(thinc.optimizers, "FloatOrSeq")
@@ -32,15 +33,12 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
     """thinc's Optimizer, with its arguments, schedules, averages and attributes.
 
     ``optimizer(key, weights, gradient)`` updates the weights in place, clipped, decayed and averaged, in
-    one native call, and sets the gradient to zero. With ``beta1`` and ``beta2`` above 0 it is Adam, else
-    plain gradient descent; each key has a count of its own.
+    one native call, and sets the gradient to zero. With ``use_radam`` it is RAdam; else, with ``beta1`` and
+    ``beta2`` above 0, Adam, or plain gradient descent. Each key has a count of its own.
 
     Args:
-        learn_rate, L2, beta1, beta2, eps, grad_clip, use_averages, L2_is_weight_decay: as in thinc; all but
-            the last two can be schedules.
-
-    Raises:
-        ValueError: ``use_radam`` is True.
+        learn_rate, L2, beta1, beta2, eps, grad_clip, use_averages, use_radam, L2_is_weight_decay: as in
+            thinc; all but the last three can be schedules.
 
     >>> import numpy as np
     >>> optimizer = Optimizer(0.5, beta1=0.0, beta2=0.0, grad_clip=0.0, use_averages=False)
@@ -49,12 +47,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
     (array([0.5, 0.5], dtype=float32), array([0., 0.], dtype=float32))
     """
 
-    def __init__(self, learn_rate: Setting, *, use_radam: bool = False, **arguments: Any) -> None:
-        if use_radam:
-            raise ValueError(
-                f"{type(self).__name__}: use_radam is True, but there is no rule for it; use Adam, or thinc's"
-                " RAdam"
-            )
+    def __init__(self, learn_rate: Setting, **arguments: Any) -> None:
         super().__init__(learn_rate, **arguments)
         self._updaters: dict[Key, Updater] = {}
 
@@ -73,11 +66,12 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         if len(gradient) < 1:
             return weights, gradient
         learn_rate = self.learn_rate
-        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, self.L2_is_weight_decay)
+        flags = self.L2_is_weight_decay, self.use_radam
+        settings: Settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, *flags)
         if HAS_SCHEDULES:
             about = {"key": key, "last_score": self.last_score}
             learn_rate = learn_rate(self.step, **about)
-            settings = (*(schedule(self.step, **about) for schedule in settings[:-1]), settings[-1])
+            settings = (*(schedule(self.step, **about) for schedule in settings[:NUMBERS]), *flags)
         updater = self._updaters.get(key)
         if updater is None or (updater.weights is not weights and not updater.plan.owns(weights)):
             updater = self._updaters[key] = Updater(self, key, weights, settings)
@@ -117,7 +111,7 @@ class Updater:
 
     def configure(self, settings: Settings) -> None:
         """Have the next updates computed with these settings."""
-        b1, b2, eps, l2, grad_clip, l2_is_weight_decay = settings
+        b1, b2, eps, l2, grad_clip, l2_is_weight_decay, _ = settings
         options = _native.Options()
         options.clipnorm = grad_clip or None
         options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
@@ -137,7 +131,9 @@ class Updater:
 
 def rule_of(settings: Settings) -> str:
     """Return the rule that thinc takes with these settings."""
-    b1, b2, *_ = settings
+    b1, b2, *_, use_radam = settings
+    if use_radam:
+        return "radam"
     return "adam" if b1 > 0 and b2 > 0 else "sgd"
 
 
@@ -162,6 +158,31 @@ def Adam(  # noqa: N802 - thinc's name
         grad_clip=grad_clip,
         L2_is_weight_decay=L2_is_weight_decay,
         use_averages=use_averages,
+    )
+
+
+def RAdam(  # noqa: N802 - thinc's name
+    learn_rate: Setting = ADAM_DEFAULTS["learn_rate"],
+    *,
+    beta1: Setting = ADAM_DEFAULTS["beta1"],
+    beta2: Setting = ADAM_DEFAULTS["beta2"],
+    eps: Setting = ADAM_DEFAULTS["eps"],
+    L2: Setting = ADAM_DEFAULTS["L2"],
+    L2_is_weight_decay: bool = True,
+    grad_clip: Setting = ADAM_DEFAULTS["grad_clip"],
+    use_averages: bool = True,
+) -> Optimizer:
+    """Return an optimizer, with thinc's arguments and defaults; "fusedstep.RAdam.v1" in a config."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+        use_radam=True,
     )
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "Lamb",
     "Lion",
     "NAdam",
+    "RAdam",
     "RMSprop",
 ]
 
@@ -590,6 +591,15 @@ class NAdam(Fused, torch.optim.NAdam):
 
     def _rule(self, group: Group) -> str:
         return "nadam"
+
+
+class RAdam(Fused, torch.optim.RAdam):
+    """torch.optim.RAdam."""
+
+    _slots: ClassVar[dict[str, str]] = {"momentum": "exp_avg", "velocity": "exp_avg_sq"}
+
+    def _rule(self, group: Group) -> str:
+        return "radam"
 
 
 class _WithBetas(torch.optim.Optimizer):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import DTYPES, STAGES, VARIANTS, WITH_POW, Array, random_array, with_arguments
-from fusedstep import SGD, Adam, Lamb, Nadam, Optimizer
+from fusedstep import SGD, Adam, Lamb, Nadam, Optimizer, RAdam
 from gpu.libraries import GPU, assert_same, fresh, host, id_of, on_gpu, only_cupy
 from reference import Reference, same_bits
 
@@ -100,7 +100,9 @@ def test_the_same_step_on_the_cpu_and_the_gpu(variant: Optimizer, library: Any) 
             assert same_bits(slot, host(on_device.slots(theirs)[name]))
 
 
-@pytest.mark.parametrize("optimizer", [Adam(0.01), Nadam(0.01), Nadam(0.01, momentum_decay=0.004)], ids=repr)
+@pytest.mark.parametrize(
+    "optimizer", [Adam(0.01), Nadam(0.01), Nadam(0.01, momentum_decay=0.004), RAdam(0.01)], ids=repr
+)
 def test_many_steps(optimizer: Optimizer, library: Any) -> None:
     """Coefficients for large t, which the GPU computes for itself."""
     optimizer = fresh(optimizer)

@@ -11,7 +11,7 @@ from reference import same_bits
 
 pytestmark = GPU
 
-NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "Lion", "Lamb"]
+NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Lion", "Lamb"]
 
 
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0, "ema": 0.9}], ids=str)

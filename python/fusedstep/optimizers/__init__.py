@@ -15,6 +15,7 @@ from fusedstep.optimizers.lion import Lion
 from fusedstep.optimizers.loss_scale import LossScaleOptimizer
 from fusedstep.optimizers.nadam import Nadam
 from fusedstep.optimizers.optimizer import Optimizer
+from fusedstep.optimizers.radam import RAdam
 from fusedstep.optimizers.rmsprop import RMSprop
 from fusedstep.optimizers.sgd import SGD
 from fusedstep.serialization import class_and_arguments, register
@@ -33,6 +34,7 @@ __all__ = [
     "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "get",
     "hyperparameter",
@@ -47,6 +49,7 @@ ALL: tuple[type[Optimizer], ...] = (
     Adadelta,
     Adamax,
     Nadam,
+    RAdam,
     Ftrl,
     Lion,
     Lamb,

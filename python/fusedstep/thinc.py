@@ -67,7 +67,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             return weights, gradient
         learn_rate = self.learn_rate
         flags = self.L2_is_weight_decay, self.use_radam
-        settings: Settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, *flags)
+        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, *flags)
         if HAS_SCHEDULES:
             about = {"key": key, "last_score": self.last_score}
             learn_rate = learn_rate(self.step, **about)

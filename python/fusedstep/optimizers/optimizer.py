@@ -45,8 +45,7 @@ class Optimizer(Declared):
     that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
     so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
     decide. (So may a step there whose learning rate is a callable: it is asked with the number of calls. A
-    schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.) Custom rules are for arrays on
-    the CPU.
+    schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.)
 
     A step that is captured in a CUDA graph trains on as it is replayed: counts and t advance, and a learning
     rate that is set in between counts from the next replay on, as do multipliers and weight decays of which

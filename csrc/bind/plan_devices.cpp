@@ -53,7 +53,7 @@ void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
       if (array.size == 0) continue;
       slot.resize(static_cast<std::size_t>(array.size * bytes_of(array.compute)));
       const auto write = [&](std::size_t kind) {
-        devices()->write(device, part.slots() + stride * kind + array.slot_offset, slot.data(), slot.size());
+        devices()->write(part.device(), part.slots() + stride * kind + array.slot_offset, slot.data(), slot.size());
       };
       for (int k = 0; k < rule.slot_count; ++k) {
         const auto value = initial.find(rule.slots[k]);

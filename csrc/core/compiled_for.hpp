@@ -16,7 +16,11 @@
 #define FUSEDSTEP_INDEPENDENT _Pragma("unroll")
 #define FUSEDSTEP_UNROLLED _Pragma("unroll")
 #else
+#if defined(__clang__)
+#define FUSEDSTEP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
 #define FUSEDSTEP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 #define FUSEDSTEP_UNROLLED
 #endif
 

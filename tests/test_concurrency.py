@@ -361,6 +361,7 @@ def in_child(function):
 
 @needs_fork
 @pytest.mark.parametrize("generations", [1, 2])
+@needs_openmp
 def test_fork_after_steps_with_threads(generations: int) -> None:
     """A child steps, to the same bits, on its one thread: libgomp's threads do not exist in it."""
     script = f"""{FORK}

@@ -4,6 +4,7 @@
 // has it in registers, it is a type that knows its number (cuda/tile.hpp), and brings a `load` of its own.
 #pragma once
 
+#include "core/half.hpp"
 #include "core/step.hpp"
 #include "core/storage.hpp"
 #include "core/touched.hpp"
@@ -22,8 +23,9 @@ FUSEDSTEP_HOST_DEVICE constexpr DType dtype_of(double) {
 template <class Storage, class C>
 FUSEDSTEP_HOST_DEVICE inline void widen_all(const void* from, std::int64_t begin, C* to, std::int64_t size) {
   const Storage* const values = static_cast<const Storage*>(from) + begin;
+  const std::int64_t done = widen_vectors(values, to, size);
   FUSEDSTEP_INDEPENDENT
-  for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<C>(widen(values[i]));
+  for (std::int64_t i = done; i < size; ++i) to[i] = static_cast<C>(widen(values[i]));
 }
 
 // Elements [begin, begin + size) of memory.

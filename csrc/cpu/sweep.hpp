@@ -70,8 +70,9 @@ void sweep_bfloat16(const Rule&, void*, const void*, double* const*, std::int64_
 template <class Storage>
 void narrow_all(const float* from, void* to, std::int64_t begin, std::int64_t size) {
   Storage* const values = static_cast<Storage*>(to) + begin;
+  const std::int64_t done = narrow_vectors(from, values, size);
   FUSEDSTEP_INDEPENDENT
-  for (std::int64_t i = 0; i < size; ++i) narrow(from[i], values[i]);
+  for (std::int64_t i = done; i < size; ++i) narrow(from[i], values[i]);
 }
 
 inline void store(const float* from, void* to, DType dtype, std::int64_t begin, std::int64_t size) {

@@ -1,5 +1,9 @@
 #include "cpu/targets.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <string_view>
 
@@ -17,14 +21,22 @@ FUSEDSTEP_TARGETS(FUSEDSTEP_DECLARE)
 namespace fusedstep {
 namespace {
 
+#if defined(__x86_64__)
+// (Clang's builtin has no name for it.)
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 bool cpu_runs(std::string_view target) {
 #if defined(__x86_64__)
   // What the flags in CMakeLists.txt let the compiler use. The builtin asks the operating system too.
   __builtin_cpu_init();
-  if (target == "avx2") return __builtin_cpu_supports("avx2");
+  if (target == "avx2") return __builtin_cpu_supports("avx2") && has_f16c();
   if (target == "avx512") {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_f16c();
   }
 #endif
   return target == "baseline";

@@ -219,7 +219,7 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
     }
     return Outcome::done;
   }
-  std::atomic<bool> good{true}, finite{true};
+  [[maybe_unused]] std::atomic<bool> good{true}, finite{true};
   Outcome outcome = Outcome::done;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads)

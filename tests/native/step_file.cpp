@@ -1,5 +1,5 @@
-// Runs the steps that a file describes, without Python: for instruction sets that only an emulator has
-// here. tests/test_aarch64.py writes the file and knows its format.
+// Runs the steps that a file describes, on a target, without Python: for other compilers, and instruction sets that
+// only an emulator has here. tests/test_other_compilers.py writes the file and knows its format.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -39,7 +39,11 @@ struct Tensor {
 
 int main(int argc, char** argv) {
   using namespace fusedstep;
-  if (argc != 3) return EXIT_FAILURE;
+  if (argc != 4) return EXIT_FAILURE;
+  for (const Target& target : targets()) {
+    if (target.name == std::string(argv[3])) select_target(target);
+  }
+  if (current_target().name != std::string(argv[3])) return EXIT_FAILURE;
   std::ifstream in(argv[1], std::ios::binary);
   std::ofstream out(argv[2], std::ios::binary);
   Step step = {};

@@ -1,11 +1,13 @@
-"""The same bits on aarch64: the kernels, cross-compiled, under an emulator, against the reference.
+"""The same bits from other compilers: a driver of the kernels, against the reference.
 
-Needs CMake, a cross compiler and qemu-user; Debian has the last two as g++-aarch64-linux-gnu and qemu-user.
+From Clang; and for aarch64, under an emulator (g++-aarch64-linux-gnu and qemu-user, as Debian calls them).
 """
 
+import platform
 import shutil
 import struct
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +15,56 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from conftest import DTYPES, STAGES, VARIANTS, random_array, with_arguments
+from conftest import DTYPES, STAGES, TARGETS, VARIANTS, random_array, with_arguments
 from fusedstep import Optimizer, _native
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 from reference import Reference, same_bits, slot_names
 
 ROOT = Path(__file__).parent.parent
-COMPILER, EMULATOR, CMAKE = (
-    shutil.which(tool) for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64", "cmake")
-)
 UPDATES = 3
 
-pytestmark = pytest.mark.skipif(
-    not (COMPILER and EMULATOR and CMAKE), reason="needs cmake, g++-aarch64-linux-gnu and qemu-user"
+
+@dataclass
+class Build:
+    """What the driver is compiled with, and run with."""
+
+    compiler: str
+    processor: str
+    runner: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        return [tool for tool in ("cmake", self.compiler, *self.runner) if not shutil.which(tool)]
+
+
+AARCH64 = Build("aarch64-linux-gnu-g++", "aarch64", ("qemu-aarch64",))
+CLANG = Build("clang++", platform.machine())
+PLACES = [(AARCH64, "baseline"), *((CLANG, target) for target in TARGETS)]
+
+
+@pytest.fixture(
+    scope="module", params=PLACES, ids=lambda place: f"{place[0].compiler}, {place[0].processor}, {place[1]}"
 )
-
-
-@pytest.fixture(scope="module")
-def step_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The driver, built with the flags of the package."""
-    build = tmp_path_factory.mktemp("aarch64")
-    assert CMAKE is not None
+def step_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], str]:
+    """The command of the driver, built with the flags of the package, and a target."""
+    build, target = request.param
+    if build.missing():
+        pytest.skip(f"needs {' and '.join(build.missing())}")
+    made = tmp_path_factory.getbasetemp() / f"driver of {build.compiler}"
     definitions = {
         "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_CXX_COMPILER": COMPILER,
+        "CMAKE_SYSTEM_PROCESSOR": build.processor,
+        "CMAKE_CXX_COMPILER": build.compiler,
         "CMAKE_BUILD_TYPE": "Release",
         "FUSEDSTEP_STEP_FILE": "ON",
+        "FUSEDSTEP_WERROR": "ON",
     }
     options = [f"-D{name}={value}" for name, value in definitions.items()]
-    for command in ([CMAKE, "-S", str(ROOT), "-B", str(build), *options], [CMAKE, "--build", str(build)]):
+    for command in (["cmake", "-S", str(ROOT), "-B", str(made), *options], ["cmake", "--build", str(made)]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return build / "step_file"
+    return [*build.runner, str(made / "step_file")], target
 
 
 def describe(optimizer: Optimizer, variables: list[npt.NDArray[Any]], grads: list[npt.NDArray[Any]]) -> bytes:
@@ -75,7 +94,7 @@ def describe(optimizer: Optimizer, variables: list[npt.NDArray[Any]], grads: lis
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
-def test_bits_on_aarch64(variant: Optimizer, step_file: Path, tmp_path: Path) -> None:
+def test_bits(variant: Optimizer, step_file: tuple[list[str], str], tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     optimizer = with_arguments(variant, **STAGES[-1])
     sizes = [1, 3, 17, 513, 4097]
@@ -83,9 +102,8 @@ def test_bits_on_aarch64(variant: Optimizer, step_file: Path, tmp_path: Path) ->
     variables = [random_array(rng, size, p, special=size > 100) for size, p, _ in cases]
     grads = [random_array(rng, size, g, special=size > 100) for size, _, g in cases]
     (tmp_path / "steps").write_bytes(describe(optimizer, variables, grads))
-    subprocess.run(
-        [str(EMULATOR), str(step_file), str(tmp_path / "steps"), str(tmp_path / "result")], check=True
-    )
+    command, target = step_file
+    subprocess.run([*command, str(tmp_path / "steps"), str(tmp_path / "result"), target], check=True)
     result = (tmp_path / "result").read_bytes()
 
     reference = Reference(optimizer, variables)

@@ -23,12 +23,14 @@ inline std::int64_t narrow_vectors(const float*, Storage*, std::int64_t) {
 #if defined(__F16C__)
 #if defined(__AVX512F__)
 constexpr std::int64_t vector_size = 16;
+constexpr __mmask16 all = 0xffff;  // (Of the forms without a mask GCC 12 says that they read what was not set.)
 
 inline void widen_vector(const Float16* from, float* to) {
-  _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(all, sixteen));
 }
 inline void narrow_vector(const float* from, Float16* to) {
-  const __m256i narrowed = _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+  const __m256i narrowed = _mm512_maskz_cvtps_ph(all, _mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrowed);
 }
 #else

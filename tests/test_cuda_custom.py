@@ -34,19 +34,37 @@ class CuPy(ModuleType):
     def __init__(self) -> None:
         super().__init__("cupy")
         self.device, self.stream = 0, 0  # the current ones
+        self.stack: list[int] = []
         self.cuda = SimpleNamespace(
-            Device=lambda device: self.having(device=device),
-            get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
-            Stream=SimpleNamespace(from_external=lambda of: self.having(stream=of.__cuda_stream__()[1])),
+            Device=self.on_device,
+            get_current_stream=lambda: Stream(self, self.stream),
+            Stream=SimpleNamespace(from_external=lambda of: Stream(self, of.__cuda_stream__()[1])),
         )
         self.from_dlpack = over
 
     @contextlib.contextmanager
-    def having(self, **current: int) -> Iterator[None]:
-        before = {name: getattr(self, name) for name in current}
-        vars(self).update(current)
+    def on_device(self, device: int) -> Iterator[None]:
+        before, self.device = self.device, device
         yield
-        vars(self).update(before)
+        self.device = before
+
+
+class Stream:
+    """After a with statement the one around is current, as in CuPy, even where use() had changed that."""
+
+    def __init__(self, cupy: CuPy, ptr: int) -> None:
+        self.cupy, self.ptr = cupy, ptr
+
+    def use(self) -> None:
+        self.cupy.stream = self.ptr
+
+    def __enter__(self) -> None:
+        self.cupy.stack.append(self.ptr)
+        self.use()
+
+    def __exit__(self, *_: object) -> None:
+        self.cupy.stack.pop()
+        self.cupy.stream = self.cupy.stack[-1] if self.cupy.stack else 0
 
 
 @pytest.fixture
@@ -243,11 +261,12 @@ class Spy(CustomOptimizer):
 def test_what_the_method_gets(gpus: None, cupy: CuPy) -> None:
     """On the variable's device and its library's stream; afterwards they are what they were."""
     optimizer = Spy(0.5, weight_decay=0.5)
+    Stream(cupy, 3).use()
     memory, gradient = put([np.ones(2, np.float16)], 1), put([np.array([3.0, 4.0])], 1)
     optimizer.apply(gradient, [OnStream(memory[0], 7)])
     assert optimizer._seen == (1, 7, "float32", [3.0, 4.0], 0.5, 1)
     assert memory[0].copy().tolist() == [-0.25] * 2
-    assert (cupy.device, cupy.stream) == (0, 0)
+    assert (cupy.device, cupy.stream) == (0, 3)
 
 
 def test_errors_of_the_method_pass_through(gpus: None, cupy: CuPy) -> None:
@@ -264,6 +283,88 @@ def test_errors_of_the_method_pass_through(gpus: None, cupy: CuPy) -> None:
     optimizer.apply(g, w)
     assert optimizer._seen[-1] == 2
     assert (w[1].copy() == -1).all()
+
+
+@pytest.mark.parametrize("places", [(0, 0), (0, 1), (None, 1)], ids=str)
+def test_arrays_before_an_error_are_whole(places: Any, gpus: None, cupy: CuPy) -> None:
+    """Their sums are cleared and their averages taken, as on the CPU; the devices still count alike."""
+
+    class Fails(CustomOptimizer):
+        _calls_left = 4
+
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            self._calls_left -= 1
+            if self._calls_left == 0:
+                raise OSError("the disk is full")
+            variable -= gradient
+
+    arguments: dict[str, Any] = {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5}
+    both: list[list[Any]] = []
+    for there in ((None, None), places):
+        optimizer, w = Fails(1.0, **arguments), put_on([np.zeros(2), np.zeros(2)], there)
+        for _ in range(9):
+            grads = put_on([np.ones(2), np.ones(2)], there)
+            with contextlib.suppress(OSError):
+                optimizer.apply(grads, w)
+        assert optimizer.iterations == 4
+        arrays = [x for one in w for x in (one, *optimizer.slots(one).values())]
+        both.append([x.copy().tolist() for x in arrays])
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("places", [(0, 0, 0), (None, 0, 1)], ids=str)
+def test_gradients_stay_while_the_method_runs(places: Any, gpus: None, cupy: CuPy) -> None:
+    grads: list[Any] = []
+
+    class Clears(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            variable -= gradient
+            grads.clear()
+            put([np.full(2, 9.0)] * 9)
+
+    optimizer, w = Clears(), put_on([np.zeros(2)] * 3, places)
+    for _ in range(3):
+        grads += put_on([np.ones(2)] * 3, places)
+        optimizer.apply(grads, w)
+    assert [one.copy().tolist() for one in w] == [[-3.0] * 2] * 3
+
+
+def test_the_norm_and_the_loss_scale_after_a_change(gpus: None, cupy: CuPy) -> None:
+    """Calls that were decided by the host are followed by calls that the device knows all about."""
+    found = []
+    for custom in (False, True):
+        inner: Optimizer = SGD(0.1)
+        inner = spelled_out(inner) if custom else inner
+        optimizer, w = LossScaleOptimizer(inner, 8.0, 2), put([np.ones(3)])
+        for value in (1.0, np.inf, 1.0, np.inf):
+            optimizer.apply(put([np.full(3, value)]), w)
+        inner.skip_nonfinite = False
+        optimizer.apply(put([np.ones(3)]), w)
+        scale = optimizer.dynamic_scale
+        found.append((w[0].copy().tolist(), float(over(scale) if isinstance(scale, DeviceArray) else scale)))
+    assert found[0] == found[1]
+    plain = spelled_out(SGD(0.1, skip_nonfinite=True))
+    plain.apply(put([np.ones(3)]), w := put([np.ones(3)]))
+    assert plain.gradient_norm == np.sqrt(3)
+    plain.skip_nonfinite = False
+    plain.apply(put([np.ones(3)]), w)
+    assert plain.gradient_norm is None
+
+
+def test_what_the_method_got_is_no_array_of_the_next_step(gpus: None, cupy: CuPy) -> None:
+    """It is memory that the step writes, as slots are."""
+    kept: list[Array] = []
+
+    class Keeps(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            kept.append(gradient)
+
+    optimizer, w = Keeps(), put([np.ones(2)])
+    optimizer.apply(put([np.ones(2)]), w)
+    address = kept[0].ctypes.data
+    described = w[0].__cuda_array_interface__ | {"data": (address, False)}
+    with pytest.raises(ValueError, match="shares memory with a slot"):
+        optimizer.apply([SimpleNamespace(__cuda_array_interface__=described)], w)
 
 
 def test_checkpoints(gpus: None, cupy: CuPy) -> None:
@@ -316,6 +417,18 @@ def test_rows_alone(options: dict[str, Any], gpus: None, cupy: CuPy) -> None:
     assert (w[0].copy() == 1).all()
     optimizer.apply(put([np.ones((3, 2))]), w)
     assert (w[0].copy() == 0).all()
+
+
+def test_rows_beside_a_dense_gradient_are_no_rows_alone(gpus: None, cupy: CuPy) -> None:
+    dense, rows = np.ones((3, 2)), (np.array([1]), np.ones((1, 2)))
+    both: list[list[list[Any]]] = [[[dense], [rows]], [[rows], [dense]]]
+    for replicas in both:
+        optimizer, w = spelled_out(SGD(1.0, lazy=True)), put([np.zeros((3, 2))])
+        optimizer.apply(variables=w, replicas=[put_any(one) for one in replicas])
+        assert w[0].copy()[:, 0].tolist() == [-1, -2, -1]
+    optimizer, w = spelled_out(SGD(1.0, lazy=True)), put([np.zeros((0, 2)), np.zeros(1)])
+    optimizer.apply(put_any([(np.zeros(0, np.int64), np.zeros((0, 2))), np.ones(1)]), w)
+    assert w[1].copy().tolist() == [-1]
 
 
 def test_without_cupy(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:

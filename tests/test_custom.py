@@ -222,6 +222,21 @@ def test_slots_begin_with_their_values() -> None:
     assert list(opt.slots(w)) == ["a", "b"]
 
 
+def test_slots_that_are_assigned_to_one_another() -> None:
+    class Swaps(CustomOptimizer):
+        slot_names = ("a", "b", "c")
+
+        def update(self, variable: Array, gradient: Array, slots: dict[str, Array], *_: Any) -> None:
+            slots["a"], slots["b"], slots["c"] = slots["b"][...], slots["a"], gradient
+
+    opt, w = Swaps(), np.ones(2)
+    opt.build([w])
+    for k, name in enumerate("abc"):
+        opt.slots(w)[name][...] = k
+    opt.apply([np.full(2, 7.0)], [w])
+    assert [opt.slots(w)[name].tolist() for name in "abc"] == [[1, 1], [0, 0], [7, 7]]
+
+
 def test_many_slots() -> None:
     class Many(CustomOptimizer):
         slot_names = tuple("abcdefgh")

@@ -201,7 +201,9 @@ void CustomRule::call(const char* method, const py::tuple& arrays, const Step& s
                 std::string(py::str(py::type::handle_of(returned).attr("__name__"))) +
                 ", but must return None; change the variable in place, as in variable -= x");
   }
-  // What was assigned to a slot's name is written to the slot.
+  // What was assigned to a slot's name is written to the slot; of several, those are copied first
+  // that may lie in another slot.
+  std::vector<std::pair<std::size_t, py::object>> assigned;
   for (std::size_t k = 0; k < kept.size(); ++k) {
     if (slots.size() != kept.size() || !slots.contains(slots_of_rule_[k])) {
       refuse_value(who() + " left slots with the names " +
@@ -209,8 +211,14 @@ void CustomRule::call(const char* method, const py::tuple& arrays, const Step& s
                    ", but they must be those of slot_names; declare them there");
     }
     const py::object now = slots[slots_of_rule_[k]];
-    if (!now.is(kept[k])) kept[k][py::ellipsis()] = now;
+    if (!now.is(kept[k])) assigned.emplace_back(k, now);
   }
+  for (auto& [k, now] : assigned) {
+    const bool may_be_overwritten =
+        assigned.size() > 1 && py::hasattr(now, "flags") && !now.attr("flags").attr("owndata").cast<bool>();
+    if (may_be_overwritten) now = now.attr("copy")();
+  }
+  for (const auto& [k, now] : assigned) kept[k][py::ellipsis()] = now;
 }
 
 }  // namespace fusedstep

@@ -177,6 +177,9 @@ void Plan::collect_written() {
   }
   for (const auto& part : parts_) {
     written_.push_back({address(part->slots()), address(part->slots()) + part->slots_size(), slots_index});
+    if (const auto handed = part->share_handed()) {
+      written_.push_back({address(handed->as<void>()), address(handed->as<void>()) + handed->size(), slots_index});
+    }
   }
   std::ranges::sort(written_, {}, &Written::begin);
 }

@@ -168,8 +168,9 @@ class Plan {
   // Whether one device has all variables and decides by itself what becomes of a call. (Whether a rule in Python is
   // called has to be known here.)
   bool is_alone() const {
-    return parts_.size() == 1 && parts_[0]->arrays().size() == count() && !(custom_ && options_.skips_not_finite);
+    return parts_.size() == 1 && parts_[0]->arrays().size() == count() && !(custom_ && host_decides());
   }
+  bool host_decides() const { return options_.skips_not_finite || options_.loss_scale_growth_steps > 0; }
   bool calls_python() const { return custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0; }
   void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
   void tell_parts();  // what of the groups they have to know
@@ -178,8 +179,9 @@ class Plan {
   void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
                        bool looks_up_rate, bool mean);
   void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
+  void refuse_lazy_rows(const DeviceStep& request) const;
   void step_on_many_devices(Step step, DeviceStep& request, const Call& call, const std::vector<void*>& streams);
-  void update_on_device(DevicePart& part, const Step& step, const DeviceStep& request, void* stream);
+  void update_on_devices(const Step& step, const DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;
   void refuse_while_capturing(const char* what) const;

@@ -198,12 +198,8 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
                "a graph is captured, but a rule in Python gets t and the learning rate as numbers, which would be the "
                "same in every replay; take such steps outside of the capture");
   }
-  if (custom_ && options_.lazy && !call.rows.empty()) {
-    const auto has_rows = [&](const Array& array) { return step.gradients[array.number].rows != nullptr; };
-    for (const auto& part : parts_) {
-      if (std::ranges::any_of(part->arrays(), has_rows)) custom_->refuse_rows_on_device();
-    }
-  }
+  if (custom_ && options_.lazy && !call.rows.empty()) refuse_lazy_rows(request);
+  if (calls_python() && !call.hold()) throw py::error_already_set();  // whatever the method does to their list
   request.learning_rate = learning_rate;
   if (rate_on_device != nullptr) {
     request.learning_rate_on_device = rate_on_device->data;
@@ -233,33 +229,62 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   const bool may_want = options_.skips_not_finite || options_.clip != Clip::none;
   norm_on_device_ = norms_.wanted() || (!counts_certain_ && may_want);
   if (norm_on_device_) part.launch_norms(request, streams[0]);
-  update_on_device(part, step, request, streams[0]);
+  update_on_devices(step, request, streams);
   if (capturing) return;
   if (rates_left_ > 0) --rates_left_;
   if (options_.skips_not_finite) counts_certain_ = false;
   skipped_ = false;
+  norm_ = std::nullopt;  // of a step that was decided here
   count_call();
 }
 
-// A rule in Python takes one array after another, between kernels; then one more has what is not the rule's.
-void Plan::update_on_device(DevicePart& part, const Step& step, const DeviceStep& request, void* stream) {
-  if (!calls_python()) return part.launch_update(request, stream);
-  {
-    const py::object current = py::module_::import("fusedstep.device_arrays").attr("current");
-    const PythonContext context(current(part.device(), address(stream)));
-    for (std::size_t k = 0; k < part.arrays().size(); ++k) {
-      const Array& array = part.arrays()[k];
-      if (array.size == 0 || request.gradients[array.number].data == nullptr) continue;
-      part.launch_custom(request, Kernel::hand_over, k, stream);
-      custom_->update_on_device(step, array.number);
-      part.launch_custom(request, Kernel::take_back, k, stream);
+// The same arrays as a step that updates rows alone would: those of which all gradients are sparse.
+void Plan::refuse_lazy_rows(const DeviceStep& request) const {
+  for (const auto& part : parts_) {
+    for (const Array& array : part->arrays()) {
+      bool sparse = false, dense = false;
+      for (std::size_t replica = 0; replica < request.replicas; ++replica) {
+        const Gradient& gradient = request.gradients[replica * count() + array.number];
+        if (gradient.data != nullptr) (gradient.rows != nullptr ? sparse : dense) = true;
+      }
+      if (array.size > 0 && sparse && !dense) custom_->refuse_rows_on_device();
     }
+  }
+}
+
+// A rule in Python takes one array after another, between kernels; then one more has what is not the rule's. Where the
+// method raises, the arrays before have it all, and nothing counts.
+void Plan::update_on_devices(const Step& step, const DeviceStep& request, const std::vector<void*>& streams) {
+  if (!calls_python()) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_update(request, streams[i]);
+    return;
   }
   const std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
   DeviceStep rest = request;
   rest.gradients = none.data();
   rest.replicas = 1;
-  part.launch_update(rest, stream);
+  const py::object current = py::module_::import("fusedstep.device_arrays").attr("current");
+  std::size_t i = 0, k = 0;
+  try {
+    for (; i < parts_.size(); ++i) {
+      DevicePart& part = *parts_[i];
+      const PythonContext context(current(part.device(), address(streams[i])));
+      for (k = 0; k < part.arrays().size(); ++k) {
+        const Array& array = part.arrays()[k];
+        if (array.size == 0 || request.gradients[array.number].data == nullptr) continue;
+        part.launch_custom(request, Kernel::hand_over, k, streams[i]);
+        custom_->update_on_device(step, array.number);
+        part.launch_custom(request, Kernel::take_back, k, streams[i]);
+      }
+    }
+  } catch (...) {
+    for (std::size_t before = 0; before < i; ++before) {
+      parts_[before]->launch_rest(rest, parts_[before]->arrays().size(), false, streams[before]);
+    }
+    if (i < parts_.size()) parts_[i]->launch_rest(rest, k, false, streams[i]);
+    throw;
+  }
+  for (i = 0; i < parts_.size(); ++i) parts_[i]->launch_rest(rest, parts_[i]->arrays().size(), true, streams[i]);
 }
 
 // What sparse gradients need before the other kernels. A captured graph must find memory that was there before.
@@ -299,7 +324,7 @@ void Plan::step_on_many_devices(Step step, DeviceStep& request, const Call& call
   skipped_ = outcome == Outcome::skipped;
   if (!skipped_) {
     if (norms_.clip == Clip::all) request.factor = norms_.factors[0];
-    for (std::size_t i = 0; i < parts_.size(); ++i) update_on_device(*parts_[i], step, request, streams[i]);
+    update_on_devices(step, request, streams);
   }
   count_call();
 }

@@ -271,14 +271,14 @@ void DevicePart::describe_launch(const DeviceStep& step, bool averages_only) {
 }
 
 // What was described, over some arrays.
-void DevicePart::launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end,
+void DevicePart::launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end, bool last,
                                void* stream) {
   Launch& launch = launch_;
   launch.first_array = static_cast<std::uint32_t>(begin);
   launch.arrays = static_cast<std::uint32_t>(end - begin);
   launch.first_slice = slices_before_[begin];
   launch.slices = slices_before_[end] - slices_before_[begin];
-  launch.last = end == arrays_.size();
+  launch.last = last;
   for (std::size_t replica = 0; replica < step.replicas; ++replica) {
     PackedGradient* const list = launch.gradients + replica * (end - begin);
     for (std::size_t i = begin; i < end; ++i) {
@@ -292,7 +292,8 @@ void DevicePart::launch(const DeviceStep& step, Kernel kernel, bool averages_onl
   describe_launch(step, averages_only);
   const std::size_t at_once = most_gradients / step.replicas;
   for (std::size_t begin = 0; begin == 0 || begin < arrays_.size(); begin += at_once) {
-    launch_arrays(step, kernel, begin, std::min(begin + at_once, arrays_.size()), stream);
+    const std::size_t end = std::min(begin + at_once, arrays_.size());
+    launch_arrays(step, kernel, begin, end, end == arrays_.size(), stream);
   }
 }
 
@@ -306,7 +307,15 @@ void DevicePart::launch_custom(const DeviceStep& step, Kernel kernel, std::size_
   for (const int which : {handed_variable, handed_gradient}) {
     launch_.table.slots[which] = handed(which, index) - arrays_[index].slot_offset;
   }
-  launch_arrays(step, kernel, index, index + 1, stream);
+  launch_arrays(step, kernel, index, index + 1, false, stream);
+}
+
+void DevicePart::launch_rest(const DeviceStep& step, std::size_t count, bool completes, void* stream) {
+  describe_launch(step, false);
+  for (std::size_t begin = 0; begin < count; begin += most_gradients) {
+    const std::size_t end = std::min<std::size_t>(begin + most_gradients, count);
+    launch_arrays(step, Kernel::staged, begin, end, completes && end == count, stream);
+  }
 }
 
 void DevicePart::launch_norms(const DeviceStep& step, void* stream) {

@@ -61,6 +61,8 @@ class DevicePart {
   // Around a rule in Python, for one array: what the rule gets comes to where `handed` says, and from there the
   // variable is stored. Arrays take turns with that memory.
   void launch_custom(const DeviceStep& step, Kernel kernel, std::size_t index, void* stream);
+  // After it, what is not the rule's, of the first `count` arrays; the call counts where it `completes`.
+  void launch_rest(const DeviceStep& step, std::size_t count, bool completes, void* stream);
   std::byte* handed(int which, std::size_t index) const;
   std::shared_ptr<DeviceMemory> share_handed() const { return shared_handed_; }
 
@@ -79,7 +81,8 @@ class DevicePart {
   };
 
   void describe_launch(const DeviceStep& step, bool averages_only);
-  void launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end, void* stream);
+  void launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end, bool last,
+                     void* stream);
   void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);
   bool is_bare(const DeviceStep& step) const;
   static bool has_rows(const DeviceStep& step);

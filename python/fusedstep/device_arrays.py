@@ -63,14 +63,19 @@ def current(device: int, stream: int) -> Iterator[None]:
     """Have CuPy work on this device and stream, until the end of the ``with`` block."""
     cuda = importlib.import_module("cupy").cuda
     with cuda.Device(device):
-        if cuda.get_current_stream().ptr == stream:
+        before = cuda.get_current_stream()
+        if before.ptr == stream:
             yield
-        elif hasattr(cuda.Stream, "from_external"):
-            with cuda.Stream.from_external(OtherStream(stream)):
-                yield
+            return
+        if hasattr(cuda.Stream, "from_external"):
+            other = cuda.Stream.from_external(OtherStream(stream))
         else:  # before CuPy 14
-            with cuda.ExternalStream(stream, device):
+            other = cuda.ExternalStream(stream, device)
+        try:
+            with other:
                 yield
+        finally:
+            before.use()  # where that was how it became the current one, the end of "with" forgets it
 
 
 class OtherStream:

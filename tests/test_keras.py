@@ -147,6 +147,31 @@ def test_hyperparameters_and_rates_can_change_between_steps() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_keras_count_is_read_only_where_others_have_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that would wait for all steps before."""
+    reads: list[Any] = []
+    to_int = torch.Tensor.__int__
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: reads.append(tensor) or to_int(tensor))
+    targets = variables()
+    optimizer, count = adapted.Adam(0.01), []
+
+    def step(times: int) -> None:
+        for number in range(times):
+            optimizer.apply(gradients(targets, number), targets)
+        count.append((len(reads), optimizer._core._plans[0].calls))
+
+    step(3)
+    optimizer.iterations.assign(10)
+    step(2)
+    assert count == [(1, 3), (2, 12)]
+    assert int(optimizer.iterations) == 12
+    optimizer.iterations.assign(4)
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.apply([keras.ops.ones((5,)), keras.ops.ones((4,))], targets)
+    step(1)
+    assert optimizer._core._plans[0].calls == 5
+
+
 def test_a_schedule() -> None:
     both = []
     for library in (adapted, keras.optimizers):

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import drivers
 from conftest import DTYPES, STAGES, TARGETS, VARIANTS, random_array, with_arguments
 from fusedstep import Optimizer, _native
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 from reference import Reference, same_bits, slot_names
 
-ROOT = Path(__file__).parent.parent
 UPDATES = 3
 
 
@@ -52,19 +52,14 @@ def step_file(
     if build.missing():
         pytest.skip(f"needs {' and '.join(build.missing())}")
     made = tmp_path_factory.getbasetemp() / f"driver of {build.compiler}"
-    definitions = {
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": build.processor,
-        "CMAKE_CXX_COMPILER": build.compiler,
-        "CMAKE_BUILD_TYPE": "Release",
-        "FUSEDSTEP_STEP_FILE": "ON",
-        "FUSEDSTEP_WERROR": "ON",
-    }
-    options = [f"-D{name}={value}" for name, value in definitions.items()]
-    for command in (["cmake", "-S", str(ROOT), "-B", str(made), *options], ["cmake", "--build", str(made)]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return [*build.runner, str(made / "step_file")], target
+    driver = drivers.build(
+        "step_file",
+        made,
+        CMAKE_SYSTEM_NAME="Linux",
+        CMAKE_SYSTEM_PROCESSOR=build.processor,
+        CMAKE_CXX_COMPILER=build.compiler,
+    )
+    return [*build.runner, str(driver)], target
 
 
 def describe(optimizer: Optimizer, variables: list[npt.NDArray[Any]], grads: list[npt.NDArray[Any]]) -> bytes:

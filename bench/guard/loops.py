@@ -36,13 +36,13 @@ def count_loops() -> dict[str, Any]:
 
 def _commands(build: Path) -> dict[str, str]:
     """The build's command for each target."""
-    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DFUSEDSTEP_STEP_FILE=ON", "-DCMAKE_BUILD_TYPE=Release"]
+    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DFUSEDSTEP_DRIVERS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     cmake = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_CXX_COMPILER=g++"]
     subprocess.run([*cmake, *options], check=True, capture_output=True)
     found = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         target = re.search(r"-DFUSEDSTEP_TARGET=(\w+)", entry["command"])
-        if target:
+        if target and entry["file"].endswith("csrc/cpu/target.cpp"):
             found[target[1]] = entry["command"]
     return found
 

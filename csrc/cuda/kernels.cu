@@ -33,14 +33,17 @@ class Block {
     __syncthreads();
   }
   __device__ void wait() { __syncthreads(); }
-  // Whether all other blocks of the grid are done; what they wrote can be seen then.
+  // Whether all other blocks of the grid are done; what they wrote can be seen then. What one thread's fences order is
+  // ordered for all that a barrier puts before and after it.
   __device__ bool is_last(std::uint32_t& blocks_done) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicInc(&blocks_done, gridDim.x - 1) == gridDim.x - 1;
+    if (threadIdx.x == 0) {
+      __threadfence();
+      last = atomicInc(&blocks_done, gridDim.x - 1) == gridDim.x - 1;
+      __threadfence();
+    }
     __syncthreads();
-    __threadfence();
     return last;
   }
 
@@ -152,16 +155,17 @@ class OnDevice {
   bool changed_ = false;
 };
 
-using KernelsOfRule = std::array<const void*, 3>;  // by Kernel
+template <class Parameter>
+using Function = void (*)(Parameter);
+
+using KernelsOfRule = std::array<Function<Launch>, 3>;  // by Kernel
 
 template <template <class> class R>
 KernelsOfRule kernels_of_rule() {
   if constexpr (takes_two_passes<R<float>>) {
-    return {nullptr, reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::staged>),
-            reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::second>)};
+    return {nullptr, sweep_kernel<R, Kernel::staged>, sweep_kernel<R, Kernel::second>};
   } else {
-    return {reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::bare>),
-            reinterpret_cast<const void*>(&sweep_kernel<R, Kernel::staged>), nullptr};
+    return {sweep_kernel<R, Kernel::bare>, sweep_kernel<R, Kernel::staged>, nullptr};
   }
 }
 
@@ -170,12 +174,12 @@ std::vector<KernelsOfRule> kernels_of_rules(List<R...>) {
   return {kernels_of_rule<R>()...};
 }
 
-const void* function_of(const KernelsOfRule& of_rule, Kernel kernel) {
+Function<Launch> function_of(const KernelsOfRule& of_rule, Kernel kernel) {
   switch (kernel) {
-    case Kernel::norms: return reinterpret_cast<const void*>(&norms_kernel<Kernel::norms>);
-    case Kernel::norms_of_any: return reinterpret_cast<const void*>(&norms_kernel<Kernel::norms_of_any>);
-    case Kernel::hand_over: return reinterpret_cast<const void*>(&custom_kernel<Kernel::hand_over>);
-    case Kernel::take_back: return reinterpret_cast<const void*>(&custom_kernel<Kernel::take_back>);
+    case Kernel::norms: return norms_kernel<Kernel::norms>;
+    case Kernel::norms_of_any: return norms_kernel<Kernel::norms_of_any>;
+    case Kernel::hand_over: return custom_kernel<Kernel::hand_over>;
+    case Kernel::take_back: return custom_kernel<Kernel::take_back>;
     default: return of_rule[static_cast<std::size_t>(kernel)];
   }
 }
@@ -264,12 +268,12 @@ class CudaDevices : public Devices {
     // Where a warp takes a slice, a block takes several.
     const bool by_warp = is_of_norms(kernel) || (kernel == Kernel::staged && of_rule[0] == nullptr);
     const std::uint32_t at_once = by_warp ? Block::warps : 1;
-    put_on_stream(device, function_of(of_rule, kernel), (launch.slices + at_once - 1) / at_once, &launch, stream);
+    put_on_stream(device, function_of(of_rule, kernel), (launch.slices + at_once - 1) / at_once, launch, stream);
   }
 
   void launch_order(int device, const OrderPass& pass, void* stream) override {
     const OnDevice on(device);
-    put_on_stream(device, reinterpret_cast<const void*>(&order_kernel), tiles_of(pass), &pass, stream);
+    put_on_stream<OrderPass>(device, order_kernel, tiles_of(pass), pass, stream);
   }
 
   bool is_capturing(void* stream) override {
@@ -280,27 +284,31 @@ class CudaDevices : public Devices {
 
  private:
   // A kernel of so many blocks as are wanted, or as the device runs at once; one at least.
-  void put_on_stream(int device, const void* function, std::int64_t wanted, const void* parameter, void* stream) {
+  template <class Parameter>
+  void put_on_stream(int device, Function<Parameter> function, std::int64_t wanted, const Parameter& parameter,
+                     void* stream) {
     const std::int64_t most = most_blocks(device, function);
     const auto blocks = static_cast<unsigned>(wanted == 0 ? 1 : wanted < most ? wanted : most);
-    void* parameters[] = {const_cast<void*>(parameter)};
+    void* parameters[] = {const_cast<Parameter*>(&parameter)};
     check(
         cudaLaunchKernel(function, dim3(blocks), dim3(block_threads), parameters, 0, static_cast<cudaStream_t>(stream)),
         "the launch of a kernel");
   }
 
   // As many blocks as the device runs at once, for each kernel.
-  std::uint32_t most_blocks(int device, const void* function) {
+  template <class Parameter>
+  std::uint32_t most_blocks(int device, Function<Parameter> function) {
     const std::lock_guard lock(mutex_);
+    const auto* const number = reinterpret_cast<const void*>(function);
     auto& known = most_blocks_.at(static_cast<std::size_t>(device));
     for (const auto& [of, blocks] : known) {
-      if (of == function) return blocks;
+      if (of == number) return blocks;
     }
     int multiprocessors = 0, each = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, function, block_threads, 0),
           "the occupancy of a kernel");
-    known.emplace_back(function, static_cast<std::uint32_t>(multiprocessors * (each > 0 ? each : 1)));
+    known.emplace_back(number, static_cast<std::uint32_t>(multiprocessors * (each > 0 ? each : 1)));
     return known.back().second;
   }
 

@@ -73,6 +73,7 @@ class Fused(keras.optimizers.Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._iterations.__class__ = Iterations
         self._names = tuple(
             name
             for name in self._core_class._hyperparameters
@@ -100,6 +101,8 @@ class Fused(keras.optimizers.Optimizer):
         updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         self._overwrites = len(updated) < len(variables)
         self._layout = Layout(updated)
+        self._iterations_seen: Any = None
+        self._version_seen = 0
         self._core.build(self._layout.named)
         for name, variable in self._layout.variable_of_name.items():
             if not self._use_weight_decay(variable):
@@ -158,11 +161,25 @@ class Fused(keras.optimizers.Optimizer):
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             gradients[index[id(variable)]] = gradient
         rate = self._get_current_learning_rate()
+        if isinstance(rate, keras.Variable):
+            rate = rate.value
+        if not isinstance(rate, torch.Tensor) or rate.device != self._layout.gpu:
+            rate = float(rate)
         plan = self._core._plans[0]
-        plan.calls = int(self._iterations.value)
-        plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
-        plan.step(gradients, None, float(rate.value if isinstance(rate, keras.Variable) else rate))
+        self._count(plan)
+        plan.step(gradients, None, rate)
         increment_version(self._layout.tensors)
+
+    def _count(self, plan: Any) -> None:
+        """Tell the plan what Keras has counted, where others than ``apply`` have changed that.
+
+        A plan counts by itself; on a GPU it would have to wait for all steps to be told, or for Keras' count.
+        """
+        iterations = self._iterations.value
+        if iterations is not self._iterations_seen or iterations._version != self._version_seen + 1:
+            plan.calls = int(iterations)
+            plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
+        self._iterations_seen, self._version_seen = iterations, iterations._version
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some."""
@@ -192,6 +209,18 @@ class Fused(keras.optimizers.Optimizer):
         return one
 
 
+class Iterations(keras.Variable):  # type: ignore[misc]
+    """Keras' count of steps, which it adds to by a number that it first copies to the GPU, waiting for all before."""
+
+    def assign_add(self, value: Any) -> Any:
+        """Add a number in place."""
+        if not isinstance(value, int):
+            return super().assign_add(value)
+        with torch.no_grad():
+            self.value.add_(value)
+        return self.value
+
+
 class Values(dict[str, Any]):
     """A dict that Keras does not wrap when it becomes an attribute."""
 
@@ -202,6 +231,9 @@ class Layout:
     def __init__(self, variables: list[Any]) -> None:
         self.index = {id(variable): i for i, variable in enumerate(variables)}
         self.tensors = [variable.value for variable in variables]
+        devices = {tensor.device for tensor in self.tensors}
+        # The GPU that has all of them: a step reads a learning rate there, which nobody waits for.
+        self.gpu = devices.pop() if len(devices) == 1 and self.tensors[0].is_cuda else None
         paths = [variable.path for variable in variables]
         unique = len(set(paths)) == len(paths)
         names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
@@ -282,15 +314,16 @@ class Nadam(Fused, keras.optimizers.Nadam):
         built = self.built
         super().build(variables)
         if not built:
-            product = torch.ones((), dtype=torch.float64, device=self._u_product.value.device)
+            product = torch.ones((), dtype=torch.float64)  # where no step waits for a GPU to read it
             self._u_product._value = torch.nn.Parameter(product, requires_grad=False)
             self._u_product._dtype = "float64"
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        plan = self._core._plans[0]
-        plan.carried = float(self._u_product.value)
+        plan, product = self._core._plans[0], self._u_product.value.detach()
+        if float(product) != plan.carried:
+            plan.carried = float(product)
         super()._backend_apply_gradients(grads, trainable_variables)
-        self._u_product.assign(plan.carried)
+        product.fill_(plan.carried)
 
 
 @register

@@ -4,6 +4,8 @@ import ctypes
 import gc
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,27 @@ def test_a_gradient_of_jax(gpus: None) -> None:
     on_gpu = simulation.array_on(0, np.zeros(3, np.float32))
     SGD(0.5).apply([OfJax(simulation.array_on(0, np.ones(3, np.float32)))], [on_gpu])
     assert on_gpu.copy().tolist() == [-0.5] * 3
+
+
+class OfOldPyTorch:
+    """A stand-in for a tensor on a GPU of PyTorch before 2.10, which tells no stream."""
+
+    __module__ = "torch"
+
+    def __init__(self, memory: DeviceArray) -> None:
+        self.__dlpack__, self.memory = memory.__dlpack__, memory
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.memory.__dlpack_device__()
+
+
+def test_a_tensor_that_tells_no_stream_is_refused(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.9.1"))
+    on_gpu = simulation.array_on(0, np.zeros(3, np.float32))
+    ones = simulation.array_on(0, np.ones(3, np.float32))
+    with pytest.raises(RuntimeError, match=r"PyTorch is 2\.9\.1, but .* 2\.10 or newer"):
+        SGD(0.5).apply([OfOldPyTorch(ones)], [on_gpu])
+    assert on_gpu.copy().tolist() == [0] * 3
 
 
 def test_dlpack_names_the_device(gpus: None) -> None:

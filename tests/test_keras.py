@@ -151,7 +151,12 @@ def test_keras_count_is_read_only_where_others_have_changed_it(monkeypatch: pyte
     """On a GPU that would wait for all steps before."""
     reads: list[Any] = []
     to_int = torch.Tensor.__int__
-    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: reads.append(tensor) or to_int(tensor))
+
+    def read(tensor: Any) -> int:
+        reads.append(tensor)
+        return int(to_int(tensor))
+
+    monkeypatch.setattr(torch.Tensor, "__int__", read)
     targets = variables()
     optimizer, count = adapted.Adam(0.01), []
 

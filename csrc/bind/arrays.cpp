@@ -231,6 +231,14 @@ bool read_cuda_array_interface(py::handle array, HeldView& view, dlpack::DataTyp
   return true;
 }
 
+// Tensors of PyTorch before 2.10 do not tell its stream, and a step beside that would be no error, but wrong.
+void refuse_without_stream(py::handle array) {
+  if (!module_of_type(array).starts_with("torch")) return;
+  const std::string version = py::str(py::module_::import("torch").attr("__version__"));
+  refuse_now("PyTorch is " + version +
+             ", but its tensors on a GPU need 2.10 or newer, which tells its current stream;" + " update it");
+}
+
 bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   py::object capsule;
   const py::object method = array.attr("__dlpack__");
@@ -238,7 +246,10 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   const bool is_jax = is_of_jax(array);
   // The step runs on the library's own stream. (JAX has several, tells of none, and waits where it is not asked.)
   py::dict no_waiting;
-  if (device[0].cast<std::int32_t>() == dlpack::cuda && !is_jax) no_waiting["stream"] = -1;
+  if (device[0].cast<std::int32_t>() == dlpack::cuda && !is_jax) {
+    refuse_without_stream(array);
+    no_waiting["stream"] = -1;
+  }
   try {
     capsule = method(py::arg("max_version") = py::make_tuple(1, 0), **no_waiting);
   } catch (py::error_already_set& error) {

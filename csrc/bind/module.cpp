@@ -76,6 +76,7 @@ auto get_count(Plan& plan) {
 template <auto count>
 void set_count(Plan& plan, std::remove_reference_t<decltype(Counts().*count)> value) {
   Counts counts = plan.counts();
+  if (counts.*count == value) return;  // to write it to a GPU waits
   counts.*count = value;
   plan.set_counts(counts);
 }

@@ -24,7 +24,7 @@ class Devices {
   // Both wait for all that the device has to do, and are done when they return.
   virtual void write(int device, void* to, const void* from, std::size_t bytes) = 0;
   virtual void read(int device, void* to, const void* from, std::size_t bytes) = 0;
-  // Goes onto the stream and waits for nothing; `from` is read before it returns.
+  // Goes onto the stream, and waits for nothing where it is little; `from` is read before it returns.
   virtual void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) = 0;
   // Waits for nothing, and does not go into the graph that some stream is captured for.
   virtual void write_during_capture(int device, void* to, const void* from, std::size_t bytes) = 0;

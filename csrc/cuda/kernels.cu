@@ -242,7 +242,8 @@ class CudaDevices : public Devices {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
   }
 
-  // Pageable memory is copied to where the driver keeps it before this returns.
+  // Pageable memory is copied to where the driver keeps it before this returns; where there is much of it, the driver
+  // may wait for the stream first.
   void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) override {
     const OnDevice on(device);
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
@@ -318,21 +319,30 @@ class CudaDevices : public Devices {
   std::vector<std::vector<std::pair<const void*, std::uint32_t>>> most_blocks_;
 };
 
+// As CUDA numbers them: 13.0 is 13000.
+std::string text_of_version(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
 }  // namespace
 
 const char* cuda_version() {
-  static const std::string version =
-      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  static const std::string version = text_of_version(CUDART_VERSION);
   return version.c_str();
 }
 
 std::unique_ptr<Devices> make_cuda_devices(std::string& why_not) {
-  int count = 0;
+  constexpr int oldest_driver = 12010;  // the first that gives a kernel 32 764 bytes of parameters
+  int count = 0, driver = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code == cudaSuccess && count > 0) return std::make_unique<CudaDevices>(count);
-  cudaGetLastError();
-  int driver = 0;
   cudaDriverGetVersion(&driver);
+  if (code == cudaSuccess && count > 0) {
+    if (driver >= oldest_driver) return std::make_unique<CudaDevices>(count);
+    why_not = "the driver here is for CUDA " + text_of_version(driver) + ", but must be for " +
+              text_of_version(oldest_driver) + " or newer";
+    return nullptr;
+  }
+  cudaGetLastError();
   const char* const why = code == cudaSuccess ? "there is none" : driver == 0 ? "no driver" : cudaGetErrorString(code);
   why_not = std::string("CUDA ") + cuda_version() + " finds no device here (" + why + ")";
   return nullptr;

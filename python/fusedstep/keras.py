@@ -210,7 +210,7 @@ class Fused(keras.optimizers.Optimizer):
 
 
 class Iterations(keras.Variable):  # type: ignore[misc]
-    """Keras' count of steps, which it adds to by a number that it first copies to the GPU, waiting for all before."""
+    """Keras' count of steps. To add to it Keras copies a number to the GPU, and waits for all before."""
 
     def assign_add(self, value: Any) -> Any:
         """Add a number in place."""

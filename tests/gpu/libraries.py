@@ -58,6 +58,8 @@ class Torch:
     def __init__(self) -> None:
         self.torch = _module("torch", "PyTorch")
         self.device = "cuda"
+        if not hasattr(self.torch.Tensor, "__dlpack_c_exchange_api__"):
+            raise UnavailableError(f"PyTorch is {self.torch.__version__}, but must be 2.10 or newer")
         if not self.torch.cuda.is_available():
             raise UnavailableError("PyTorch finds no GPU")
 

@@ -42,10 +42,11 @@ class Optimizer(Declared):
     In the place of NumPy's, arrays of any library that shows its memory by DLPack or
     ``__cuda_array_interface__``: PyTorch's tensors, and, in a build with CUDA, CuPy's arrays and all others
     on GPUs. Gradients are on their variable's device. A step over arrays on one GPU is put on the stream
-    that their library uses now and waits for nothing; slots are on the device, and so is what is counted,
-    so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the device
-    decide. (So may a step there whose learning rate is a callable: it is asked with the number of calls. A
-    schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.)
+    that their library uses now and waits for nothing. Steps of one optimizer are to follow each other on the
+    GPU: on one stream, or on streams that wait for each other. Slots are on the device, and so is what is
+    counted, so that reading :attr:`iterations` may wait where ``skip_nonfinite`` or a captured graph lets the
+    device decide. (So may a step there whose learning rate is a callable: it is asked with the number of
+    calls. A schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.)
 
     A step that is captured in a CUDA graph trains on as it is replayed: counts and t advance, and a learning
     rate that is set in between counts from the next replay on, as do multipliers and weight decays of which

@@ -138,7 +138,7 @@ struct Devices {
   std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // size and device by address
   std::set<Stream*> streams;
   std::size_t left = std::size_t{16} << 30;
-  int current = 0;
+  int current = 0, driver = CUDART_VERSION;
   cudaStreamCaptureMode mode_of_thread = cudaStreamCaptureModeGlobal;
   cudaError_t last_error = cudaSuccess;
 };
@@ -220,7 +220,7 @@ inline const char* cudaGetErrorString(cudaError_t code) {
                                                      : "invalid argument";
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  *version = on_the_host::devices().driver;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceCount(int* count) {

@@ -60,6 +60,19 @@ def assert_same_steps(optimizer: Optimizer, variables: list[Array], steps: list[
     return reference
 
 
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=id_of)
+def test_a_gradient_may_be_its_variable(options: dict[str, Any]) -> None:
+    """It is the variable as it was before the step, whose decay comes first."""
+    for bare in (SGD(0.1, momentum=0.5), Lamb(0.1, l2=0.5)):
+        optimizer = with_arguments(bare, **({"weight_decay": 0.25} | options))
+        variables, _ = arrays(3)
+        reference = Reference(optimizer, variables)
+        for _ in range(STEPS):
+            optimizer.apply(variables, variables)
+            reference.apply([one.copy() for one in reference.variables])
+        assert_same(optimizer, variables, reference)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=id_of)
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 def test_every_option_with_every_rule(variant: Optimizer, options: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ void prepare_elements(const Step& step, std::size_t index, std::int64_t begin, s
   for (std::int64_t size; begin < end; begin += size, p += size, h += size) {
     size = std::min(end - begin, baseline::tile_size);
     baseline::gather_sum(step, stages, index, begin, h, size);
-    baseline::prepare(stages, factor, p, h, size);
+    const auto prepare_all = baseline::choose_prepare_all<C>(stages.factor.on, stages.clip.on, stages.l2.on);
+    prepare_all(baseline::Preparation<C>(stages, factor), p, h, h, size);
     baseline::decay(stages, p, size);
   }
 }

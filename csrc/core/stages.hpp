@@ -15,22 +15,24 @@ enum class Pass { only, first, second };
 template <class Rule>
 constexpr bool takes_two_passes = requires { &Rule::direction; };
 
-// The stages between the gathered gradient h and the decay.
-template <class C, class Size>
-FUSEDSTEP_HOST_DEVICE inline void prepare(const Stages& stages, double factor_of_array, const C* p, C* h, Size size) {
-  if (stages.factor.on) {
-    const C factor = static_cast<C>(factor_of_array);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] * factor;
+// The stages between the gathered gradient h and the decay: what those that are on make of an element.
+template <class C>
+struct Preparation {
+  C factor, high, l2;
+
+  FUSEDSTEP_HOST_DEVICE Preparation(const Stages& stages, double factor_of_array)
+      : factor(static_cast<C>(factor_of_array)),
+        high(static_cast<C>(stages.clip.coefficient)),
+        l2(static_cast<C>(stages.l2.coefficient)) {}
+
+  template <bool scales, bool clips, bool penalizes>
+  FUSEDSTEP_HOST_DEVICE C of(C h, C p) const {
+    if constexpr (scales) h = h * factor;
+    if constexpr (clips) h = clip(h, -high, high);
+    if constexpr (penalizes) h = h + l2 * p;
+    return h;
   }
-  if (stages.clip.on) {
-    const C high = static_cast<C>(stages.clip.coefficient);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = clip(h[i], -high, high);
-  }
-  if (stages.l2.on) {
-    const C l2 = static_cast<C>(stages.l2.coefficient);
-    for (std::int64_t i = 0; i < size; ++i) h[i] = h[i] + l2 * p[i];
-  }
-}
+};
 
 template <class C>
 FUSEDSTEP_HOST_DEVICE inline C decayed(C p, C decay) {
@@ -75,9 +77,10 @@ struct Flow {
 // they came from.
 //
 //   variable()         p, loaded
-//   gather()           h, the gradient up to the sum over calls; never the variable's own memory
+//   gather()           g, the gradient up to the sum over calls; maybe where it is, to be read
+//   set_sum(g)         stores the sum over calls; clear_sum() stores zeros
+//   prepare(f, p, g)   h, the gradient up to the decay
 //   clear_gradient()   stores zeros into the gradient
-//   set_sum(h)         stores the sum over calls; clear_sum() stores zeros
 //   apply_rule(p, h)   the only pass; or first(p, h), which notes the squares of p and of the update; or second(p, f)
 //   store(p)           p, as the variable is stored
 //   average()          loaded; store_average() stores it
@@ -89,11 +92,10 @@ FUSEDSTEP_HOST_DEVICE inline void stage_tile(const Flow& flow, Tile& tile, Size 
   auto* const p = tile.variable();
   if constexpr (pass != Pass::second) {
     if (flow.has_gradient) {
-      auto* const h = tile.gather();
-      if (stages.clears_gradient) tile.clear_gradient();
-      if (stages.accumulation == Accumulation::add) tile.set_sum(h);
+      auto* const g = tile.gather();
+      if (stages.accumulation == Accumulation::add) tile.set_sum(g);
       if (updates) {
-        prepare(stages, flow.factor, p, h, size);
+        auto* const h = tile.prepare(flow, p, g);
         decay(stages, p, size);
         if constexpr (pass == Pass::first) {
           tile.first(p, h);
@@ -101,6 +103,7 @@ FUSEDSTEP_HOST_DEVICE inline void stage_tile(const Flow& flow, Tile& tile, Size 
           tile.apply_rule(p, h);
         }
       }
+      if (stages.clears_gradient) tile.clear_gradient();
     }
     if (stages.accumulation == Accumulation::flush) tile.clear_sum();
     if constexpr (pass == Pass::first) return;

@@ -157,12 +157,33 @@ struct Squares<Pass::first> {
   LeafSquares of_variable, of_update;
 };
 
+// The stages before the decay, in one pass from g to h; of which there are as many as combinations of them.
+template <class C>
+using PrepareAll = void (*)(const Preparation<C>& prepared, const C* p, const C* g, C* h, std::int64_t size);
+
+template <class C, bool scales, bool clips, bool penalizes>
+void prepare_all(const Preparation<C>& prepared, const C* p, const C* g, C* h, std::int64_t size) {
+  const Preparation<C> in_registers = prepared;
+  FUSEDSTEP_INDEPENDENT
+  for (std::int64_t i = 0; i < size; ++i) h[i] = in_registers.template of<scales, clips, penalizes>(g[i], p[i]);
+}
+
+template <class C>
+PrepareAll<C> choose_prepare_all(bool scales, bool clips, bool penalizes) {
+  static constexpr PrepareAll<C> all[2][2][2] = {
+      {{prepare_all<C, false, false, false>, prepare_all<C, false, false, true>},
+       {prepare_all<C, false, true, false>, prepare_all<C, false, true, true>}},
+      {{prepare_all<C, true, false, false>, prepare_all<C, true, false, true>},
+       {prepare_all<C, true, true, false>, prepare_all<C, true, true, true>}}};
+  return all[scales][clips][penalizes];
+}
+
 // A tile on its way through the stages (core/stages.hpp). What is of the compute type is worked on in its place.
 template <Pass pass, class C>
 class Tile {
  public:
   Tile(const TileRule<C>& tile_rule, const void* rule, const Step& step, std::size_t index, C* const* slots,
-       int slot_count, bool in_place)
+       int slot_count, bool in_place, const Flow& flow)
       : tile_rule_(tile_rule),
         rule_(rule),
         step_(step),
@@ -170,7 +191,10 @@ class Tile {
         array_(step.arrays[index]),
         slots_(slots),
         slot_count_(slot_count),
-        in_place_(in_place) {}
+        in_place_(in_place),
+        plain_(plain_gradient(flow)),
+        prepared_(flow.stages, flow.factor),
+        prepare_all_(choose_prepare(flow)) {}
 
   void move_to(std::int64_t begin, std::int64_t size) {
     begin_ = begin;
@@ -183,9 +207,14 @@ class Tile {
     load(array_.variable, array_.dtype, begin_, p_, size_);
     return p_;
   }
-  // Always a copy: the gradient may be the variable's memory, which changes before the rule.
-  C* gather() {
+  const C* gather() {
+    if (plain_ != nullptr) return plain_ + begin_;
     gather_sum(step_, step_.settings[array_.settings].stages, index_, begin_, h_, size_);
+    return h_;
+  }
+  C* prepare(const Flow&, const C* p, const C* g) {
+    if (prepare_all_ == nullptr) return const_cast<C*>(g);
+    prepare_all_(prepared_, p, g, h_, size_);
     return h_;
   }
   void clear_gradient() {
@@ -221,6 +250,22 @@ class Tile {
  private:
   C* slot(std::byte* kind) const { return reinterpret_cast<C*>(kind + array_.slot_offset) + begin_; }
 
+  const C* plain_gradient(const Flow& flow) const {
+    const Gradient& gradient = step_.gradients[index_];
+    const bool plain = gradient.rows == nullptr && gradient.dtype == dtype_of(C()) && step_.replicas == 1 &&
+                       flow.stages.accumulation == Accumulation::off;
+    return plain ? static_cast<const C*>(gradient.data) : nullptr;
+  }
+
+  PrepareAll<C> choose_prepare(const Flow& flow) const {
+    const Stages& stages = flow.stages;
+    const bool scales = stages.factor.on && flow.factor != 1;  // a product with 1 is the number itself
+    // A first pass writes the update there. A gradient that is its variable's memory is read before that decays.
+    const bool needs_copy = pass == Pass::first || (stages.decay.on && plain_ == array_.variable);
+    if (!scales && !stages.clip.on && !stages.l2.on && (plain_ == nullptr || !needs_copy)) return nullptr;
+    return choose_prepare_all<C>(scales, stages.clip.on, stages.l2.on);
+  }
+
   const TileRule<C>& tile_rule_;
   const void* const rule_;
   const Step& step_;
@@ -229,6 +274,9 @@ class Tile {
   C* const* const slots_;
   const int slot_count_;
   const bool in_place_;
+  const C* const plain_;  // the gradient, where that is all there is to gather, in the compute type
+  const Preparation<C> prepared_;
+  const PrepareAll<C> prepare_all_;  // null where the gathered gradient can be taken as it is
   std::int64_t begin_ = 0, size_ = 0;
   C* s_[max_slots] = {};
   alignas(64) C p_[tile_size];
@@ -247,7 +295,7 @@ template <Pass pass, class C>
   if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[index];
   // The first pass stores no variable.
   Tile<pass, C> tile(tile_rule, rule, step, index, slots, slot_count,
-                     array.dtype == dtype_of(C()) && pass != Pass::first);
+                     array.dtype == dtype_of(C()) && pass != Pass::first, flow);
   [[maybe_unused]] std::int64_t leaf = -1;  // whose squares are summed
   const auto start_leaf = [&]([[maybe_unused]] std::int64_t next) {
     if constexpr (pass == Pass::first) {

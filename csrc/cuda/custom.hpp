@@ -23,7 +23,7 @@ FUSEDSTEP_HOST_DEVICE inline void custom_slice(const Launch& launch, const Made&
       load_variable(array, at, p, of);
       gather_sum<true>(launch, flow.stages, span.index, at, h, of);
       if (flow.stages.clears_gradient) clear(gradient_of(launch, 0, span.index), at, of);
-      prepare(flow.stages, flow.factor, p, h, of);
+      prepare<C, V>(flow, p, h);
       decay(flow.stages, p, of);
       store_values(p, handed<C>(launch, array, handed_variable, at), of);
       store_values(h, handed<C>(launch, array, handed_gradient, at), of);

@@ -198,6 +198,20 @@ FUSEDSTEP_HOST_DEVICE inline void gather_sum(const Launch& launch, const Stages&
   add_sum(stages, more, h, of);
 }
 
+template <class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void prepare(const Flow& flow, const C* p, C* h) {
+  const Preparation<C> prepared(flow.stages, flow.factor);
+  if (flow.stages.factor.on) {
+    for (int i = 0; i < V; ++i) h[i] = prepared.template of<true, false, false>(h[i], p[i]);
+  }
+  if (flow.stages.clip.on) {
+    for (int i = 0; i < V; ++i) h[i] = prepared.template of<false, true, false>(h[i], p[i]);
+  }
+  if (flow.stages.l2.on) {
+    for (int i = 0; i < V; ++i) h[i] = prepared.template of<false, false, true>(h[i], p[i]);
+  }
+}
+
 // A tile on its way through the stages (core/stages.hpp). All that will be needed is loaded at once, so that the
 // accesses wait together.
 template <class Rule, class C, int V>
@@ -216,6 +230,10 @@ class Tile {
 
   FUSEDSTEP_HOST_DEVICE C* variable() { return p_; }
   FUSEDSTEP_HOST_DEVICE C* gather() { return h_; }
+  FUSEDSTEP_HOST_DEVICE C* prepare(const Flow& flow, const C* p, C* h) {
+    FUSEDSTEP_TARGET::prepare<C, V>(flow, p, h);
+    return h;
+  }
   FUSEDSTEP_HOST_DEVICE void clear_gradient() { clear(gradient_of(launch_, 0, index_), begin_, of_); }
   FUSEDSTEP_HOST_DEVICE void set_sum(const C* values) { store_values(values, slot(launch_.table.accumulator), of_); }
   FUSEDSTEP_HOST_DEVICE void clear_sum() {

@@ -15,7 +15,7 @@ from conftest import DTYPES, LAZY_OPTIONS, OPTIONS, random_array, with_arguments
 from fusedstep import SGD, Adam, AdamW, Lamb, Optimizer
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
-from simulated import Indices, assert_same, kernels, put, put_any, random_rows
+from simulated import Indices, Plain, assert_same, kernels, put, put_any, random_rows
 
 Array = npt.NDArray[Any]
 
@@ -362,6 +362,18 @@ def test_indices_by_dlpack(integers: Any, gpus: None) -> None:
     values = simulation.array_on(0, np.array([1.0, 2.0, 4.0]))
     SGD(1.0).apply([(DLPackIndices(np.array([3, 0, 3], integers)), values)], [variable])
     assert variable.copy().tolist() == [-2, 0, 0, -5]
+
+
+def test_no_rows_have_no_memory_and_so_no_device(gpus: None) -> None:
+    """Libraries show them with a null pointer, of which CUDA knows no device."""
+    variable = simulation.array_on(1, np.ones((4, 2), np.float32))
+    indices, values = Indices(np.zeros(0, np.int64), 1), Plain(ones(0, 2, device=1))
+    for one, shape in ((indices, (0,)), (values, (0, 2))):
+        one.__cuda_array_interface__ |= {"shape": shape, "data": (0, False)}
+    optimizer = SGD(1.0, weight_decay=0.5)
+    optimizer.apply([(indices, values)], [variable])
+    assert optimizer.iterations == 1
+    assert (variable.copy() == 0.5).all()
 
 
 class Strided(Indices):

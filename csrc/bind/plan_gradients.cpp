@@ -33,8 +33,10 @@ void sum_rows(const char* values, DType dtype, std::int64_t size, const std::vec
   }
 }
 
-void check_device(Device device, Device of_variable, const std::string& what_has) {
-  if (device == of_variable) return;
+// An array without memory is on the GPU where one looks for it.
+void check_device(const ArrayView& view, Device of_variable, const std::string& what_has) {
+  const Device device = view.device;
+  if (device == of_variable || (view.data == nullptr && device != on_cpu && of_variable != on_cpu)) return;
   const char* const advice =
       of_variable == on_cpu ? "as NumPy arrays, for example cupy.asnumpy(x)" : "there, for example cupy.asarray(x)";
   refuse_value(what_has + " on " + name_of(device) + ", but its variable is on " + name_of(of_variable) +
@@ -48,7 +50,7 @@ std::int64_t Plan::read_rows(PyObject* values, std::int64_t count, std::size_t i
                              HeldView& view) const {
   const Built& built = built_[index];
   if (!read_array(values, view)) refuse_array(values, what + " values", "gradient");
-  check_device(view.device, built.device, what + " has values");
+  check_device(view, built.device, what + " has values");
   if (!view.contiguous() || !view.aligned()) read_contiguous_copy(values, view, what);
   std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
   shape[0] = count;
@@ -126,7 +128,7 @@ Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, st
   const Built& built = built_[index];
   IndexView indices;
   if (!read_indices(given_indices, indices)) refuse_indices(given_indices, what, built.device);
-  check_device(indices.device, built.device, what + " has indices");
+  check_device(indices, built.device, what + " has indices");
   if (indices.ndim != 1) {
     refuse_type(what + " has indices of shape " + text_of(indices.ndim, indices.shape) +
                 ", but they must be integers in one dimension");

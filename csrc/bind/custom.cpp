@@ -26,7 +26,7 @@ template <class C>
 void prepare_elements(const Step& step, std::size_t index, std::int64_t begin, std::int64_t end, C* p, C* h) {
   const Array& array = step.arrays[index];
   const Stages& stages = step.settings[array.settings].stages;
-  const double factor = step.factors != nullptr ? step.factors[index] : stages.factor.coefficient;
+  const double factor = baseline::factor_of(step, index, stages);
   for (std::int64_t size; begin < end; begin += size, p += size, h += size) {
     size = std::min(end - begin, baseline::tile_size);
     baseline::gather_sum(step, stages, index, begin, h, size);

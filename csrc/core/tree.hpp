@@ -12,11 +12,11 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 
 constexpr int lanes = 128;
 
-// Of the lanes of one leaf.
+// Of the lanes of one leaf. Each half has its size at compile time: of a short leaf this is most of the work.
+template <int h = lanes / 2>
 FUSEDSTEP_HOST_DEVICE inline double sum_of_lanes(double* lane) {
-  for (int h = lanes / 2; h > 0; h /= 2) {
-    for (int j = 0; j < h; ++j) lane[j] += lane[j + h];
-  }
+  for (int j = 0; j < h; ++j) lane[j] += lane[j + h];
+  if constexpr (h > 1) sum_of_lanes<h / 2>(lane);
   return lane[0];
 }
 

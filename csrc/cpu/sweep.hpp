@@ -157,6 +157,25 @@ struct Squares<Pass::first> {
   LeafSquares of_variable, of_update;
 };
 
+// But the factor, which may be 1, and the decay.
+inline bool any_other_stage(const Stages& stages) {
+  return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.clip.on ||
+         stages.l2.on || stages.average != Average::off;
+}
+
+inline bool any_stage(const Stages& stages) {
+  return any_other_stage(stages) || stages.factor.on || stages.decay.on;
+}
+
+inline double factor_of(const Step& step, std::size_t index, const Stages& stages) {
+  return step.factors != nullptr ? step.factors[index] : stages.factor.coefficient;
+}
+
+// A product with 1 is the number itself.
+inline bool scales_by(double factor, const Stages& stages) {
+  return stages.factor.on && factor != 1;
+}
+
 // The stages before the decay, in one pass from g to h; of which there are as many as combinations of them.
 template <class C>
 using PrepareAll = void (*)(const Preparation<C>& prepared, const C* p, const C* g, C* h, std::int64_t size);
@@ -259,7 +278,7 @@ class Tile {
 
   PrepareAll<C> choose_prepare(const Flow& flow) const {
     const Stages& stages = flow.stages;
-    const bool scales = stages.factor.on && flow.factor != 1;  // a product with 1 is the number itself
+    const bool scales = scales_by(flow.factor, stages);
     // A first pass writes the update there. A gradient that is its variable's memory is read before that decays.
     const bool needs_copy = pass == Pass::first || (stages.decay.on && plain_ == array_.variable);
     if (!scales && !stages.clip.on && !stages.l2.on && (plain_ == nullptr || !needs_copy)) return nullptr;
@@ -290,8 +309,7 @@ template <Pass pass, class C>
   const Array& array = step.arrays[index];
   const Settings& settings = step.settings[array.settings];
   const Stages& stages = settings.stages;
-  Flow flow = {stages, stages.factor.coefficient, 0, step.gradients[index].data != nullptr};
-  if (step.factors != nullptr) flow.factor = step.factors[index];
+  Flow flow = {stages, factor_of(step, index, stages), 0, step.gradients[index].data != nullptr};
   if (pass == Pass::second) flow.update_factor = settings.learning_rate * step.ratios->ratios[index];
   // The first pass stores no variable.
   Tile<pass, C> tile(tile_rule, rule, step, index, slots, slot_count,
@@ -335,21 +353,12 @@ template <class C>
   } while (ranges.next());
 }
 
-inline bool any_stage_but_decay(const Stages& stages) {
-  return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.factor.on ||
-         stages.clip.on || stages.l2.on || stages.average != Average::off;
-}
-
-inline bool any_stage(const Stages& stages) {
-  return any_stage_but_decay(stages) || stages.decay.on;
-}
-
 template <class Rule, class C, Pass pass>
 void sweep_run(const void* rule, const Step& step, const Run& run) {
   constexpr int slot_count = Rule::slots.count;
   static constexpr TileRule<C> tiles = tile_rule<Rule, C>();
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
-  const bool staged = takes_two_passes<Rule> || any_stage_but_decay(stages) || step.replicas > 1;
+  const bool staged = takes_two_passes<Rule> || any_other_stage(stages) || step.replicas > 1;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
     const Array& array = step.arrays[i];
@@ -360,7 +369,8 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
     C* slots[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(step.slots[k] + array.slot_offset);
     const bool in_place = array.dtype == dtype_of(C());
-    const bool direct = !staged && gradient.rows == nullptr && array.dtype == gradient.dtype;
+    const bool alone = !staged && !scales_by(factor_of(step, i, stages), stages);
+    const bool direct = alone && gradient.rows == nullptr && array.dtype == gradient.dtype;
     if constexpr (!takes_two_passes<Rule>) {
       const auto sweep_all = [&](const auto& in_registers) {
         if (in_place) {
@@ -380,7 +390,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
         continue;
       }
       const bool only_rows = touched_rows(step, i) != nullptr && array.dtype == gradient.dtype;
-      if (!staged && !stages.decay.on && in_place && only_rows) {
+      if (alone && !stages.decay.on && in_place && only_rows) {
         sweep_rows<C>(tiles, rule, step, i, slots, slot_count, begin, end);
         continue;
       }

@@ -19,7 +19,8 @@ from fusedstep import _native
 
 ROOT = Path(__file__).parent.parent
 LOOPS = [
-    ROOT / "csrc" / name for name in ("core/gather.hpp", "core/stages.hpp", "cpu/norm.hpp", "cpu/sweep.hpp")
+    ROOT / "csrc" / name
+    for name in ("core/gather.hpp", "core/stages.hpp", "cpu/norm.hpp", "cpu/tile.hpp", "cpu/sweep.hpp")
 ]
 # Copies and zeros become calls; looking for what is not finite is rare.
 NOT_ARITHMETIC = re.compile(r"\] = (0|Storage\(\)|p\[i\]|h\[i\]|average\[i\]|values\[i\]);|finite &=")

@@ -10,7 +10,7 @@ from bench.result import Result
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-SOURCE = ROOT / "bench" / "results" / "amd-epyc-avx2-2-cores.json"
+SOURCE = ROOT / "bench" / "results" / "amd-epyc-avx512-2-cores.json"
 PICTURE = "bars"
 BEGIN, END = "<!-- python -m bench readme -->\n", "<!-- end of figures -->"
 

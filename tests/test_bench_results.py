@@ -255,7 +255,7 @@ def test_other_figures_in_the_readme_are_seen(
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     with pytest.raises(SystemExit, match="has other figures"):
         readme.check()
-    monkeypatch.setattr(readme, "SOURCE", ROOT / "bench" / "results" / "amd-epyc-avx512-2-cores.json")
+    monkeypatch.setattr(readme, "SOURCE", ROOT / "bench" / "results" / "amd-epyc-avx2-2-cores.json")
     with pytest.raises(SystemExit, match=r"does not show .*\n.* is drawn from another"):
         readme.check()
 

@@ -13,7 +13,7 @@ from bench.guard.loops import count_loops
 
 STORED = Path(__file__).with_name("counts.json")
 # What the same sources may differ by: the interpreter's own bookkeeping falls here and there.
-TOLERANCE = 0.01
+TOLERANCE = 0.02  # two builds of the same code, with CUDA and without, differ by up to 0.013 in the shortest step
 
 Counts = dict[str, Any]  # "made with" and "counts", of "instructions" and of "vectorised loops"
 

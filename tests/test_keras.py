@@ -175,6 +175,11 @@ def test_keras_count_is_read_only_where_others_have_changed_it(monkeypatch: pyte
         optimizer.apply([keras.ops.ones((5,)), keras.ops.ones((4,))], targets)
     step(1)
     assert optimizer._core._plans[0].calls == 5
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.apply([keras.ops.ones((5,)), keras.ops.ones((4,))], targets)
+    optimizer.iterations.assign(7)
+    step(1)
+    assert optimizer._core._plans[0].calls == 8
 
 
 def test_a_schedule() -> None:

@@ -101,8 +101,6 @@ class Fused(keras.optimizers.Optimizer):
         updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         self._overwrites = len(updated) < len(variables)
         self._layout = Layout(updated)
-        self._iterations_seen: Any = None
-        self._version_seen = 0
         self._core.build(self._layout.named)
         for name, variable in self._layout.variable_of_name.items():
             if not self._use_weight_decay(variable):
@@ -166,20 +164,10 @@ class Fused(keras.optimizers.Optimizer):
         if not isinstance(rate, torch.Tensor) or rate.device != self._layout.gpu:
             rate = float(rate)
         plan = self._core._plans[0]
-        self._count(plan)
+        plan.calls = self._iterations.count()
+        plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
         plan.step(gradients, None, rate)
         increment_version(self._layout.tensors)
-
-    def _count(self, plan: Any) -> None:
-        """Tell the plan what Keras has counted, where others than ``apply`` have changed that.
-
-        A plan counts by itself; on a GPU it would have to wait for all steps to be told, or for Keras' count.
-        """
-        iterations = self._iterations.value
-        if iterations is not self._iterations_seen or iterations._version != self._version_seen + 1:
-            plan.calls = int(iterations)
-            plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
-        self._iterations_seen, self._version_seen = iterations, iterations._version
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some."""
@@ -210,14 +198,29 @@ class Fused(keras.optimizers.Optimizer):
 
 
 class Iterations(keras.Variable):  # type: ignore[misc]
-    """Keras' count of steps. To add to it Keras copies a number to the GPU, and waits for all before."""
+    """Keras' count of steps, which the host knows as long as it is only added to.
+
+    To read one on a GPU waits for all steps before, and so does Keras' own way to add a number.
+    """
+
+    _known: tuple[Any, int, int] = (None, 0, 0)  # the tensor, its version, and the count in it
+
+    def count(self) -> int:
+        """Return it, read where others have written it."""
+        tensor, version, count = self._known
+        if self.value is not tensor or tensor._version != version:
+            count = int(self.value)
+            self._known = (self.value, self.value._version, count)
+        return count
 
     def assign_add(self, value: Any) -> Any:
         """Add a number in place."""
         if not isinstance(value, int):
             return super().assign_add(value)
+        count = self.count() + value
         with torch.no_grad():
             self.value.add_(value)
+        self._known = (self.value, self.value._version, count)
         return self.value
 
 
@@ -320,8 +323,7 @@ class Nadam(Fused, keras.optimizers.Nadam):
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         plan, product = self._core._plans[0], self._u_product.value.detach()
-        if float(product) != plan.carried:
-            plan.carried = float(product)
+        plan.carried = float(product)
         super()._backend_apply_gradients(grads, trainable_variables)
         product.fill_(plan.carried)
 

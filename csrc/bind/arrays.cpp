@@ -236,7 +236,7 @@ void refuse_without_stream(py::handle array) {
   if (!module_of_type(array).starts_with("torch")) return;
   const std::string version = py::str(py::module_::import("torch").attr("__version__"));
   refuse_now("PyTorch is " + version +
-             ", but its tensors on a GPU need 2.10 or newer, which tells its current stream;" + " update it");
+             ", but its tensors on a GPU need 2.10 or newer, which tells its current stream; update it");
 }
 
 bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {

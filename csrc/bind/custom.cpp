@@ -27,11 +27,12 @@ void prepare_elements(const Step& step, std::size_t index, std::int64_t begin, s
   const Array& array = step.arrays[index];
   const Stages& stages = step.settings[array.settings].stages;
   const double factor = baseline::factor_of(step, index, stages);
+  const baseline::Preparation<C> prepared(stages, factor);
+  const baseline::PrepareAll<C> prepare_all = baseline::choose_prepare_all<C>(stages, factor);
   for (std::int64_t size; begin < end; begin += size, p += size, h += size) {
     size = std::min(end - begin, baseline::tile_size);
     baseline::gather_sum(step, stages, index, begin, h, size);
-    const auto prepare_all = baseline::choose_prepare_all<C>(stages.factor.on, stages.clip.on, stages.l2.on);
-    prepare_all(baseline::Preparation<C>(stages, factor), p, h, h, size);
+    if (prepare_all != nullptr) prepare_all(prepared, p, h, h, size);
     baseline::decay(stages, p, size);
   }
 }

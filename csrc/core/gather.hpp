@@ -74,6 +74,16 @@ void load(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size
   load_rows(gradient, begin, to, size);
 }
 
+// The gradient of an array of the step, where that is all there is to gather, in the compute type; null elsewhere, and
+// where there is none.
+template <class C>
+const C* plain_gradient(const Step& step, const Stages& stages, std::size_t array) {
+  const Gradient& gradient = step.gradients[array];
+  const bool plain = gradient.rows == nullptr && gradient.dtype == dtype_of(C()) && step.replicas == 1 &&
+                     !stages.unscale.on && stages.accumulation == Accumulation::off;
+  return plain ? static_cast<const C*>(gradient.data) : nullptr;
+}
+
 // The stages up to the sum over calls, of which `sum` has the former ones; null where there is none.
 template <class C, class Size>
 FUSEDSTEP_HOST_DEVICE inline void add_sum(const Stages& stages, const C* sum, C* h, Size size) {

@@ -1,5 +1,6 @@
-// The stages around a rule, over one tile of an array. Each is a loop of its own, so stages compose instead of
-// multiplying with rules: gather, accumulate, factor, clip, L2, decay, the rule, store, average.
+// The stages around a rule, over one tile of an array: gather, accumulate, factor, clip, L2, decay, the rule, store,
+// average. They are loops of their own (factor, clip and L2 one together, on a CPU), so stages compose instead of
+// multiplying with rules.
 #pragma once
 
 #include "core/gather.hpp"

@@ -40,14 +40,12 @@ bool norm_leaf(const Step& step, std::size_t index, std::int64_t begin, double* 
   static_assert(tile_size % lanes == 0 && slice_unit % tile_size == 0);
   const Array& array = step.arrays[index];
   const Stages& stages = step.settings[array.settings].stages;
-  const Gradient& gradient = step.gradients[index];
   const std::int64_t end = array.size - begin < slice_unit ? array.size : begin + slice_unit;
-  const bool direct = gradient.dtype == dtype_of(C()) && gradient.rows == nullptr && step.replicas == 1 &&
-                      !stages.unscale.on && stages.accumulation == Accumulation::off;
+  const C* const plain = plain_gradient<C>(step, stages, index);
   alignas(64) C tile[tile_size];
   alignas(64) double lane[lanes] = {};
   const auto values = [&](std::int64_t from, std::int64_t size) -> const C* {
-    if (direct) return static_cast<const C*>(gradient.data) + from;
+    if (plain != nullptr) return plain + from;
     gather_sum(step, stages, index, from, tile, size);
     return tile;
   };

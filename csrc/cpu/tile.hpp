@@ -75,14 +75,15 @@ void prepare_all(const Preparation<C>& prepared, const C* p, const C* g, C* h, s
   for (std::int64_t i = 0; i < size; ++i) h[i] = in_registers.template of<scales, clips, penalizes>(g[i], p[i]);
 }
 
+// Null where none of them is on.
 template <class C>
-PrepareAll<C> choose_prepare_all(bool scales, bool clips, bool penalizes) {
+PrepareAll<C> choose_prepare_all(const Stages& stages, double factor) {
   static constexpr PrepareAll<C> all[2][2][2] = {
-      {{prepare_all<C, false, false, false>, prepare_all<C, false, false, true>},
+      {{nullptr, prepare_all<C, false, false, true>},
        {prepare_all<C, false, true, false>, prepare_all<C, false, true, true>}},
       {{prepare_all<C, true, false, false>, prepare_all<C, true, false, true>},
        {prepare_all<C, true, true, false>, prepare_all<C, true, true, true>}}};
-  return all[scales][clips][penalizes];
+  return all[scales_by(factor, stages)][stages.clip.on][stages.l2.on];
 }
 
 // A tile on its way through the stages (core/stages.hpp). What is of the compute type is worked on in its place.
@@ -99,7 +100,7 @@ class Tile {
         slots_(slots),
         slot_count_(slot_count),
         in_place_(in_place),
-        plain_(plain_gradient(flow)),
+        plain_(plain_gradient<C>(step, flow.stages, index)),
         prepared_(flow.stages, flow.factor),
         prepare_all_(choose_prepare(flow)) {}
 
@@ -157,20 +158,11 @@ class Tile {
  private:
   C* slot(std::byte* kind) const { return reinterpret_cast<C*>(kind + array_.slot_offset) + begin_; }
 
-  const C* plain_gradient(const Flow& flow) const {
-    const Gradient& gradient = step_.gradients[index_];
-    const bool plain = gradient.rows == nullptr && gradient.dtype == dtype_of(C()) && step_.replicas == 1 &&
-                       flow.stages.accumulation == Accumulation::off;
-    return plain ? static_cast<const C*>(gradient.data) : nullptr;
-  }
-
   PrepareAll<C> choose_prepare(const Flow& flow) const {
-    const Stages& stages = flow.stages;
-    const bool scales = scales_by(flow.factor, stages);
+    const PrepareAll<C> chosen = choose_prepare_all<C>(flow.stages, flow.factor);
     // A first pass writes the update there. A gradient that is its variable's memory is read before that decays.
-    const bool needs_copy = pass == Pass::first || (stages.decay.on && plain_ == array_.variable);
-    if (!scales && !stages.clip.on && !stages.l2.on && (plain_ == nullptr || !needs_copy)) return nullptr;
-    return choose_prepare_all<C>(scales, stages.clip.on, stages.l2.on);
+    const bool needs_copy = pass == Pass::first || (flow.stages.decay.on && plain_ == array_.variable);
+    return chosen == nullptr && plain_ != nullptr && needs_copy ? prepare_all<C, false, false, false> : chosen;
   }
 
   const TileRule<C>& tile_rule_;
@@ -181,7 +173,7 @@ class Tile {
   C* const* const slots_;
   const int slot_count_;
   const bool in_place_;
-  const C* const plain_;  // the gradient, where that is all there is to gather, in the compute type
+  const C* const plain_;  // the gradient, where it needs no gathering
   const Preparation<C> prepared_;
   const PrepareAll<C> prepare_all_;  // null where the gathered gradient can be taken as it is
   std::int64_t begin_ = 0, size_ = 0;

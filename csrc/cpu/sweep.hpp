@@ -174,6 +174,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   static constexpr TileRule<C> tiles = tile_rule<Rule, C>();
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
   const bool staged = takes_two_passes<Rule> || any_other_stage(stages) || step.replicas > 1;
+  const bool unscaled = !staged && !stages.factor.on;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
     const Array& array = step.arrays[i];
@@ -184,7 +185,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
     C* slots[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(step.slots[k] + array.slot_offset);
     const bool in_place = array.dtype == dtype_of(C());
-    const bool alone = !staged && !scales_by(factor_of(step, i, stages), stages);
+    const bool alone = unscaled || (!staged && factor_of(step, i, stages) == 1);
     const bool direct = alone && gradient.rows == nullptr && array.dtype == gradient.dtype;
     if constexpr (!takes_two_passes<Rule>) {
       const auto sweep_all = [&](const auto& in_registers) {

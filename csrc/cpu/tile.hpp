@@ -55,7 +55,8 @@ struct Squares<Pass::first> {
   LeafSquares of_variable, of_update;
 };
 
-inline double factor_of(const Step& step, std::size_t index, const Stages& stages) {
+// Out of line: in the loop over arrays it would take registers from the bare rule, which has no factor.
+[[gnu::noinline]] inline double factor_of(const Step& step, std::size_t index, const Stages& stages) {
   return step.factors != nullptr ? step.factors[index] : stages.factor.coefficient;
 }
 

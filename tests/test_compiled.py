@@ -3,28 +3,25 @@
 Compiles csrc/cpu/target.cpp with the commands of the package's build. GCC on x86-64.
 """
 
-import json
 import platform
 import re
 import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from bench.guard.loops import ROOT, VECTOR_BYTES, build_commands
 from conftest import WITH_POW
 from fusedstep import _native
 
-ROOT = Path(__file__).parent.parent
 LOOPS = [
     ROOT / "csrc" / name
     for name in ("core/gather.hpp", "core/stages.hpp", "cpu/norm.hpp", "cpu/tile.hpp", "cpu/sweep.hpp")
 ]
 # Copies and zeros become calls; looking for what is not finite is rare.
 NOT_ARITHMETIC = re.compile(r"\] = (0|Storage\(\)|p\[i\]|h\[i\]|average\[i\]|values\[i\]);|finite &=")
-VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 RULES = len(_native.rules())
 VECTORISED_RULES = RULES - len(WITH_POW) - 1  # pow is a call for each element; Lamb has loops of its own
 TOOLS = ("cmake", "ninja", "g++", "nm", "objdump")
@@ -43,24 +40,10 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The build's command for each target, writing to a file of its own."""
     build = tmp_path_factory.mktemp("compiled")
-    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DFUSEDSTEP_DRIVERS=ON", "-DCMAKE_BUILD_TYPE=Release"]
-    command = [
-        "cmake",
-        "-G",
-        "Ninja",
-        "-S",
-        str(ROOT),
-        "-B",
-        str(build),
-        "-DCMAKE_CXX_COMPILER=g++",
-        *options,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    found = {}
-    for entry in json.loads((build / "compile_commands.json").read_text()):
-        target = re.search(r"-DFUSEDSTEP_TARGET=(\w+)", entry["command"])
-        if target and entry["file"].endswith("csrc/cpu/target.cpp"):
-            found[target[1]] = re.sub(r" -o \S+", f" -o {build / target[1]}.o", entry["command"])
+    found = {
+        target: re.sub(r" -o \S+", f" -o {build / target}.o", command)
+        for target, command in build_commands(build).items()
+    }
     assert set(found) == set(VECTOR_BYTES)
     return found
 

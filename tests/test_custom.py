@@ -410,8 +410,26 @@ def test_a_method_that_steps_its_own_optimizer() -> None:
 
     opt, w = Again(), np.ones(3)
     opt.build([w])
-    with pytest.raises(RuntimeError, match="in the middle of a step"):
+    with pytest.raises(RuntimeError, match="and what a step calls cannot step"):
         opt.apply([w.copy()])
+
+
+def test_a_method_that_builds_another_model_and_raises() -> None:
+    """The build that the step had made is dropped, and not the other."""
+    other = np.ones(2)
+
+    class Builds(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            if variable.shape == (3,):
+                self.build([other])
+                raise ZeroDivisionError
+
+    opt, w = Builds(), np.ones(3)
+    with pytest.raises(ZeroDivisionError):
+        opt.apply([w.copy()], [w])
+    assert opt.apply([other.copy()]) == 1
+    with pytest.raises(ValueError, match="was never built"):
+        opt.apply([w.copy()], [w])
 
 
 def test_gradients_cannot_be_written() -> None:

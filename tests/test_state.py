@@ -86,6 +86,19 @@ def test_copies_continue_to_the_same_bits(make: Callable[[], Optimizer], steps: 
     assert bits(twin, twins) == bits(opt, variables)
 
 
+@pytest.mark.parametrize("option", [{"gradient_accumulation_steps": 4}, {"use_ema": True}], ids=repr)
+@pytest.mark.parametrize("how", COPIES)
+def test_slots_of_an_option_that_was_turned_off_come_along(how: str, option: dict[str, Any]) -> None:
+    opt, variables = Adam(0.01, **option), model()
+    opt.apply(model(1), variables)
+    for name in option:
+        setattr(opt, name, type(opt)().get_config()[name])
+    opt.apply(model(2), variables)
+    twin, twins = COPIES[how](opt), [v.copy() for v in variables]
+    assert twin.apply(model(3), twins) == opt.apply(model(3), variables) == 3
+    assert bits(twin, twins) == bits(opt, variables)
+
+
 def test_copies_build_in_their_first_step_too() -> None:
     opt, variables = Adam(0.01), model()
     opt.apply(model(1), variables)

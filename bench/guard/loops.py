@@ -24,7 +24,7 @@ def count_loops() -> dict[str, Any]:
             sys.exit(f"The guard needs {tool}, which is not installed")
     version = subprocess.run(["g++", "-dumpfullversion"], check=True, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        commands = _commands(Path(folder))
+        commands = build_commands(Path(folder))
         found = pool.map(lambda name: _of_target(name, commands[name], Path(folder)), commands)
         counts = {
             f"{rule}, {name}": number
@@ -34,8 +34,8 @@ def count_loops() -> dict[str, Any]:
     return {"made with": {"compiler": version.stdout.strip()}, "counts": counts}
 
 
-def _commands(build: Path) -> dict[str, str]:
-    """The build's command for each target."""
+def build_commands(build: Path) -> dict[str, str]:
+    """Return the command with which the package's build compiles each target; that folder is written to."""
     options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DFUSEDSTEP_DRIVERS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     cmake = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_CXX_COMPILER=g++"]
     subprocess.run([*cmake, *options], check=True, capture_output=True)

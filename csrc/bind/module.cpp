@@ -153,6 +153,8 @@ PYBIND11_MODULE(_native, module) {
   bind_device_array(module);
   bind_simulation(module);
   module.attr("most_rates") = most_rates;
+  module.attr("smallest_loss_scale") = smallest_loss_scale;
+  module.attr("largest_loss_scale") = largest_loss_scale;
 
   py::class_<Group>(module, "Group")
       .def(py::init([](double learning_rate, double weight_decay, double l2, const std::vector<double>& hyperparameters,

@@ -283,8 +283,8 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
 
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
   if (!plan.stepping_.exchange(true)) return;
-  refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of a step of another thread; " +
-             "take turns with a lock, or give each thread an optimizer of its own");
+  refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of another step; threads take turns with a " +
+             "lock or have an optimizer each, and what a step calls cannot step");
 }
 
 std::size_t Plan::find(PyObject* variable) const {

@@ -11,6 +11,8 @@ compiler: str
 openmp: bool
 cuda_version: str
 most_rates: int
+smallest_loss_scale: float
+largest_loss_scale: float
 
 def rules() -> dict[str, tuple[list[str], list[str]]]: ...
 def targets() -> dict[str, bool]: ...

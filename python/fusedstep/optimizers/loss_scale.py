@@ -18,9 +18,7 @@ from fusedstep.serialization import deserialize
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Where a scale and one over it are normal numbers of float32.
-SMALLEST, LARGEST = 2.0**-126, 2.0**126
-SCALES = f"[{SMALLEST!r}, {LARGEST!r}]"
+SCALES = f"[{_native.smallest_loss_scale!r}, {_native.largest_loss_scale!r}]"
 
 
 class LossScaleOptimizer(Optimizer):

@@ -201,21 +201,21 @@ class Optimizer(Declared):
         if not arrays:
             return
         self._check_rounded(arrays)
+        carried = self._carried[0] if self._carried else None
         plan = _native.Plan(
             type(self).__name__,
             self._rule(),
-            self._accumulates(),
-            self.use_ema,
+            self._accumulates() or (carried is not None and carried.has("gradient_accumulator")),
+            self.use_ema or (carried is not None and carried.has("average")),
             arrays,
             names,
             self._initial(),
             self._plans,
             self._custom_rule(),
         )
-        if self._carried:
-            state = self._carried[0]
-            state.restore(plan, type(self).__name__)
-            self._adjustments = self._adjustments.and_of(plan, state.changes_in_order_of(plan))
+        if carried is not None:
+            carried.restore(plan, type(self).__name__)
+            self._adjustments = self._adjustments.and_of(plan, carried.changes_in_order_of(plan))
             del self._carried[0]
         self._configure(plan)
         if self._dynamic_scale is not None:
@@ -359,8 +359,8 @@ class Optimizer(Declared):
             TypeError: an object is no array, or of another dtype than the four.
             ValueError: shapes differ, all gradients are None, an array was never built, memory is shared,
                 or the learning rate is not finite.
-            RuntimeError: an array is on a GPU that this build or machine has no use for, or another thread
-                is in the middle of a step.
+            RuntimeError: an array is on a GPU that this build or machine has no use for, or these
+                variables are in the middle of another step.
 
         >>> from fusedstep import SGD
         >>> w = np.ones(3, dtype=np.float32)
@@ -500,11 +500,12 @@ class Optimizer(Declared):
             replicas = [first, *replicas[1:]]
         carried, adjustments = list(self._carried), self._adjustments
         self.build(variables)
+        built = self._plan
         try:
             return self.apply(grads, variables, replicas=replicas, mean=mean)
         except BaseException:
-            self._plans.pop()
-            self._plan = None
+            self._plans = [plan for plan in self._plans if plan is not built]
+            self._plan = self._plans[-1] if self._plans else None
             self._carried, self._adjustments = carried, adjustments
             raise
 

@@ -97,6 +97,10 @@ class PlanState:
         """The number of calls that changed nothing, for gradients that were not finite."""
         return int(self.scalars["skips"])
 
+    def has(self, slot: str) -> bool:
+        """Whether the variables have this slot."""
+        return any(slot in variable.slots for variable in self.variables)
+
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""

@@ -68,7 +68,7 @@ def variants() -> list[Optimizer]:
         switches: dict[str, tuple[Any, ...]] = {}
         numbers: set[str] = set()
         for name, parameter in cls._hyperparameters.items():
-            if name in vars(Optimizer) or not isinstance(parameter, Hyperparameter):
+            if name in Optimizer._hyperparameters or not isinstance(parameter, Hyperparameter):
                 continue
             if isinstance(parameter.default, bool):
                 switches[name] = (False, True)

@@ -28,7 +28,7 @@ def spelled_out(builtin: Optimizer) -> CustomOptimizer:
             with np.errstate(all="ignore"):
                 variable[...] = rule(variable, gradient, slots, config, learning_rate, t)
 
-    shared = vars(Optimizer).keys() & config.keys() | {"learning_rate"}
+    shared = Optimizer._hyperparameters.keys() & config.keys()
     return Spelled(**{name: config[name] for name in shared})
 
 

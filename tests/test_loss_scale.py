@@ -204,7 +204,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         (Adam(0.1).state_dict(), ValueError, "the class is Adam in the state, LossScaleOptimizer here"),
         (LossScaleOptimizer(SGD()).state_dict(), ValueError, "the class is SGD in the state, Adam here"),
         (opt.state_dict() | {"dynamic_scale": 0.0}, ValueError, "dynamic_scale must lie in"),
-        (opt.state_dict() | {"finite_calls": -1}, ValueError, "finite_calls must be at least 0, got -1"),
+        (opt.state_dict() | {"finite_calls": -1}, ValueError, "finite_calls must lie in [0, inf), got -1"),
         (opt.state_dict() | {"finite_calls": "1"}, ValueError, "reading it ends with TypeError"),
         (opt.state_dict() | {"config": {}}, ValueError, "reading it ends with KeyError: 'inner_optimizer'"),
         ([], TypeError, "state must be a dict as of state_dict, got a list"),
@@ -254,10 +254,11 @@ def test_configurations() -> None:
         (lambda: (SGD(), 0.0), ValueError, "initial_scale must lie in ["),
         (lambda: (SGD(), 1e300), ValueError, "initial_scale must lie in ["),
         (lambda: (SGD(), "8"), TypeError, "initial_scale must be a real number, got '8'"),
-        (lambda: (SGD(), 8.0, 0), ValueError, "dynamic_growth_steps must be at least 1, got 0"),
+        (lambda: (SGD(), 8.0, 0), ValueError, "dynamic_growth_steps must lie in [1, inf), got 0"),
         (lambda: (SGD(), 8.0, 1.5), TypeError, "dynamic_growth_steps must be an integer, got 1.5"),
+        (lambda: (SGD(), 8.0, True), TypeError, "dynamic_growth_steps must be an integer, got True"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_refusals(arguments: Callable[[], tuple[Any, ...]], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error) as caught:

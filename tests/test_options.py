@@ -157,6 +157,20 @@ def test_finalize_variable_values() -> None:
     assert (models[1][0] == -2.25).all()
 
 
+def test_finalize_takes_names_and_refuses_what_was_never_built() -> None:
+    opt, w = SGD(1.0, use_ema=True, ema_momentum=0.5), np.zeros(3)
+    opt.build({"w": w})
+    for _ in range(3):
+        opt.apply([np.ones(3)])
+    with pytest.raises(ValueError, match=r"finalize_variable_values: var_list\[1\] was never built"):
+        opt.finalize_variable_values([w, np.zeros(3)])
+    with pytest.raises(TypeError, match="must be a list"):
+        opt.finalize_variable_values(w)
+    assert (w == -3).all()
+    opt.finalize_variable_values({"w": w})
+    assert (w == -2.25).all()
+
+
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=id_of)
 def test_replicas(options: dict[str, Any], mean: bool, threads: int) -> None:

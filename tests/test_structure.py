@@ -166,9 +166,22 @@ def test_a_replica_that_is_no_tree_is_refused(bad: Any) -> None:
     w, opt = np.zeros(2), SGD(1.0)
     opt.build({"0": w})
     for variables in ({"0": w}, None):
-        with pytest.raises(ValueError, match=re.escape("missing are ['0'], unknown are ['']")):
+        with pytest.raises(TypeError, match=f"replicas are dict, {type(bad).__name__}; all must be dicts"):
             opt.apply(None, variables, replicas=[{"0": np.ones(2)}, bad])
     assert not w.any()
+
+
+def test_named_replicas_of_listed_variables_are_refused() -> None:
+    """The names would be those of the build, whose order and variables may be others."""
+    w, b, opt = np.zeros(1), np.zeros(1), SGD(1.0)
+    opt.build({"w": w, "b": b})
+    grads = {"w": np.ones(1), "b": np.full(1, 10.0)}
+    with pytest.raises(TypeError, match="grads is a dict and variables a list"):
+        opt.apply(None, [b, w], replicas=[grads])
+    assert not w.any()
+    assert not b.any()
+    opt.apply(replicas=[grads])
+    assert (w[0], b[0]) == (-1, -10)
 
 
 def test_what_contains_itself_has_no_end() -> None:

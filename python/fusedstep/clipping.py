@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
-from fusedstep.intervals import real_in
+from fusedstep.checks import real_in
 
 Array = npt.NDArray[Any]
 

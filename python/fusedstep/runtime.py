@@ -1,10 +1,10 @@
 """What this build is and how it runs: targets and threads."""
 
-import operator
 import os
 from typing import Any, SupportsIndex
 
 from fusedstep import _native
+from fusedstep.checks import integer_in
 
 
 def select_target_from_environment() -> None:
@@ -62,10 +62,5 @@ def set_num_threads(count: SupportsIndex | None) -> None:
     1
     >>> fusedstep.set_num_threads(None)
     """
-    try:
-        number = 0 if count is None else operator.index(count)
-    except TypeError:
-        raise TypeError(f"set_num_threads: count must be an integer or None, got {count!r}") from None
-    if count is not None and not 1 <= number <= 2**15:
-        raise ValueError(f"set_num_threads: count must lie in [1, 32768], got {number}")
+    number = 0 if count is None else integer_in(count, "set_num_threads: count", "[1, 32768]")
     _native.set_thread_count(number)

@@ -6,9 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fusedstep.intervals import real_in
+from fusedstep.checks import boolean, real_in
 from fusedstep.serialization import register
 
 if TYPE_CHECKING:
@@ -134,7 +132,7 @@ class ExponentialDecay(LearningRateSchedule):
         self.initial_learning_rate = real_in(initial_learning_rate, "ExponentialDecay: initial_learning_rate")
         self.decay_steps = _steps(decay_steps, "ExponentialDecay: decay_steps")
         self.decay_rate = real_in(decay_rate, "ExponentialDecay: decay_rate", "[0, inf)")
-        self.staircase = _bool(staircase, "ExponentialDecay: staircase")
+        self.staircase = boolean(staircase, "ExponentialDecay: staircase")
         self.name = name
 
     def __call__(self, step: int) -> float:
@@ -233,7 +231,7 @@ class PolynomialDecay(LearningRateSchedule):
         self.decay_steps = _steps(decay_steps, "PolynomialDecay: decay_steps")
         self.end_learning_rate = real_in(end_learning_rate, "PolynomialDecay: end_learning_rate")
         self.power = real_in(power, "PolynomialDecay: power", "[0, inf)")
-        self.cycle = _bool(cycle, "PolynomialDecay: cycle")
+        self.cycle = boolean(cycle, "PolynomialDecay: cycle")
         self.name = name
 
     def __call__(self, step: int) -> float:
@@ -283,7 +281,7 @@ class InverseTimeDecay(LearningRateSchedule):
         self.initial_learning_rate = real_in(initial_learning_rate, "InverseTimeDecay: initial_learning_rate")
         self.decay_steps = _steps(decay_steps, "InverseTimeDecay: decay_steps")
         self.decay_rate = real_in(decay_rate, "InverseTimeDecay: decay_rate", "[0, inf)")
-        self.staircase = _bool(staircase, "InverseTimeDecay: staircase")
+        self.staircase = boolean(staircase, "InverseTimeDecay: staircase")
         self.name = name
 
     def __call__(self, step: int) -> float:
@@ -428,12 +426,6 @@ def _steps(value: Any, what: str, interval: str = "(0, inf)") -> int | float:
     """Return a number of steps; a whole one as an integer, for exact divisions."""
     number = real_in(value, what, interval)
     return int(number) if number.is_integer() else number
-
-
-def _bool(value: Any, what: str) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{what} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def _items(values: Any, what: str) -> list[Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fusedstep import _native
-from fusedstep.intervals import real_in
+from fusedstep.checks import real_in
 from fusedstep.optimizers.nadam import decay_of_one_update
 
 if not hasattr(Tensor, "__dlpack_c_exchange_api__"):

@@ -1,6 +1,6 @@
 """Adadelta."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -40,7 +40,6 @@ class Adadelta(Optimizer):
     array([0.0299])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     rho: float = hyperparameter(default=0.95, interval="[0, 1)", meaning="decay rate of both mean squares")
     epsilon: float = hyperparameter(
         default=1e-7, interval="(0, inf)", meaning="keeps the first steps and the denominator from 0"

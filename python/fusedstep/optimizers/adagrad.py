@@ -1,6 +1,6 @@
 """Adagrad."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -42,7 +42,6 @@ class Adagrad(Optimizer):
     array([0.92])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     initial_accumulator_value: float = hyperparameter(
         default=0.1, interval="[0, inf)", meaning="what the sum of squares starts with"
     )

@@ -1,6 +1,6 @@
 """Adamax."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -44,7 +44,6 @@ class Adamax(Optimizer):
     array([0.8394, 2.1606])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="decay rate of the mean gradient")
     beta_2: float = hyperparameter(
         default=0.999, interval="[0, 1)", meaning="decay rate of the largest gradient"

@@ -1,17 +1,14 @@
 """Settings of single variables: which of them have others than the optimizer's."""
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
 from fusedstep import _native
-from fusedstep.intervals import real
+from fusedstep.checks import boolean, real_in
 
 
 @dataclass(frozen=True)
@@ -26,16 +23,12 @@ class Change:
     def checked(cls, multiplier: Any, weight_decay: Any, frozen: Any, who: str) -> "Change":
         """Make one of what a user passed, or raise."""
         if multiplier is not None:
-            multiplier = real(multiplier, f"{who}: learning_rate_multiplier")
-            if not math.isfinite(multiplier):
-                raise ValueError(f"{who}: learning_rate_multiplier must be finite, got {multiplier!r}")
+            multiplier = real_in(multiplier, f"{who}: learning_rate_multiplier")
         if weight_decay is not None:
-            weight_decay = real(weight_decay, f"{who}: weight_decay")
-            if not 0 <= weight_decay < math.inf:
-                raise ValueError(f"{who}: weight_decay must lie in [0, inf), got {weight_decay!r}")
-        if frozen is not None and not isinstance(frozen, (bool, np.bool_)):
-            raise TypeError(f"{who}: frozen must be True or False, got {frozen!r}")
-        return cls(multiplier, weight_decay, frozen if frozen is None else bool(frozen))
+            weight_decay = real_in(weight_decay, f"{who}: weight_decay", "[0, inf)")
+        if frozen is not None:
+            frozen = boolean(frozen, f"{who}: frozen")
+        return cls(multiplier, weight_decay, frozen)
 
     def after(self, former: "Change") -> "Change":
         """Return what holds when this comes after the former one."""

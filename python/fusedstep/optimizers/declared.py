@@ -7,12 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fusedstep.optimizers.hyperparameters import (
-    AskedLearningRate,
-    Hyperparameter,
-    LearningRate,
-    hyperparameter,
-)
+from fusedstep.optimizers.hyperparameters import Hyperparameter, hyperparameter
+from fusedstep.optimizers.learning_rate import AskedLearningRate, LearningRate
 
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
@@ -75,8 +71,9 @@ class Declared:
                     f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}"
                 )
             kwargs["learning_rate"] = args[0]
-        for unknown in kwargs.keys() - cls._hyperparameters.keys():
-            raise TypeError(cls._unknown(unknown))
+        for name in kwargs:
+            if name not in cls._hyperparameters:
+                raise TypeError(cls._unknown(name))
 
         self._values: dict[str, Any] = {
             name: parameter.check(kwargs.get(name, parameter.default), who)

@@ -1,6 +1,6 @@
 """Ftrl."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -50,7 +50,6 @@ class Ftrl(Optimizer):
     array([0.   , 0.075])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     learning_rate_power: float = hyperparameter(
         default=-0.5, interval="(-inf, 0]", meaning="how the step size falls with the sum of squares"
     )

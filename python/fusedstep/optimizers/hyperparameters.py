@@ -3,26 +3,16 @@
 From a class's declarations follow its ``__init__``, signature, ``repr``, ``get_config`` and checks.
 """
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
-from copy import copy
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from fusedstep import _native
-from fusedstep.intervals import Interval, real
-from fusedstep.schedules import LearningRateSchedule
-from fusedstep.serialization import deserialize, serialize
+from fusedstep.checks import FINITE, Interval, boolean, integer_in, real_in
 
 if TYPE_CHECKING:
     from fusedstep.optimizers.declared import Declared
 
 T = TypeVar("T")
-
-Schedule = Callable[[int], float] | Callable[[], float]
 
 
 class Hyperparameter(Generic[T]):
@@ -41,7 +31,7 @@ class Hyperparameter(Generic[T]):
     ) -> None:
         self.default = default
         self.meaning = meaning
-        self.interval = Interval(interval)
+        self.interval = FINITE if interval == FINITE.text else Interval(interval)
         self.choices = choices
         self.optional = optional
         self.integer = integer
@@ -74,23 +64,14 @@ class Hyperparameter(Generic[T]):
                 raise ValueError(f"{what} must be one of {self.choices}, got {value!r}")
             return value
         if isinstance(self.default, bool):
-            if not isinstance(value, (bool, np.bool_)):
-                raise TypeError(f"{what} must be True or False, got {value!r}")
-            return bool(value)
+            return boolean(value, what)
         if isinstance(self.default, str):
             if not isinstance(value, str):
                 raise TypeError(f"{what} must be a string, got {value!r}")
             return value
         if self.integer:
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{what} must be an integer, got {value!r} of type {type(value).__name__}")
-            if int(value) not in self.interval:
-                raise ValueError(f"{what} must lie in {self.interval.text}, got {value!r}")
-            return int(value)
-        number = real(value, what)
-        if number not in self.interval:
-            raise ValueError(f"{what} must lie in {self.interval.text}, got {number!r}")
-        return number
+            return integer_in(value, what, self.interval)
+        return real_in(value, what, self.interval)
 
     def check_in_float32(self, value: Any, who: str) -> None:
         """Raise where a value leaves its interval when it is rounded to float32."""
@@ -136,106 +117,4 @@ def hyperparameter(
         optional=optional,
         integer=integer,
         number=number,
-    )
-
-
-class SupportsDlpack(Protocol):
-    """An array of any library, on a GPU."""
-
-    def __dlpack_device__(self) -> tuple[int, int]: ...
-
-
-class LearningRate:
-    """The learning rate: a number, or something that is asked at every step.
-
-    A schedule may be given by its configuration. A callable gets the number of calls so far, or nothing
-    where it requires no argument. An array without dimensions is read anew, so whoever shares it can
-    change it; one on the variables' GPU is read there.
-    """
-
-    def __init__(self, *, default: float, kw_only: bool) -> None:
-        assert not kw_only  # what type checkers read: the learning rate may be given by position
-        self.default = default
-        self.name = "learning_rate"
-        self.meaning = "step size; a real number, or a callable from the number of calls so far to one"
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> "LearningRate": ...
-    @overload
-    def __get__(self, instance: "Declared", owner: type) -> float: ...
-    def __get__(self, instance: "Declared | None", owner: type) -> "LearningRate | float":
-        if instance is None:
-            return self
-        return instance._learning_rate_at(instance._calls())
-
-    def __set__(
-        self,
-        instance: "Declared",
-        value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any] | SupportsDlpack",
-    ) -> None:
-        instance._values["learning_rate"] = self.check(value, type(instance).__name__)
-        instance._learning_rate_set()
-
-    def check(self, value: Any, who: str) -> "float | AskedLearningRate":
-        """Return a finite float, or what to ask at every step, or raise."""
-        if isinstance(value, Mapping):
-            value = deserialize(value)
-        if callable(value) or _native.is_on_device(value):
-            return AskedLearningRate(value)
-        number = real(value, f"{who}: learning_rate")
-        if not math.isfinite(number):
-            raise ValueError(f"{who}: learning_rate must be finite, got {number!r}")
-        return AskedLearningRate(value) if isinstance(value, np.ndarray) else number
-
-
-class AskedLearningRate:
-    """A learning rate that is asked at every step: a callable, or an array without dimensions."""
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-        self.is_array = isinstance(source, np.ndarray) or _native.is_on_device(source)
-        self.takes_step = not self.is_array and takes_an_argument(source)
-        # The package's own schedules are functions of the step and their arguments: they can be asked ahead.
-        self.is_schedule = type(source).__module__ == LearningRateSchedule.__module__
-        self._arguments: dict[str, Any] = {}
-
-    def at(self, step: int, who: str) -> float:
-        """Return the learning rate for the step."""
-        if self.is_array:
-            source = self.source if isinstance(self.source, np.ndarray) else float(self.source)
-            return real(source, f"{who}: learning_rate")
-        value = self.source(step) if self.takes_step else self.source()
-        return real(value, f"{who}: what the callable learning_rate returned")
-
-    def has_changed(self) -> bool:
-        """Whether a schedule has other arguments than when this was asked last."""
-        if vars(self.source) == self._arguments:
-            return False
-        self._arguments = {name: copy(value) for name, value in vars(self.source).items()}
-        return True
-
-    def config(self) -> Any:
-        """Return what a configuration says of it: the schedule's own, the callable, or the number now."""
-        if isinstance(self.source, LearningRateSchedule):
-            return serialize(self.source)
-        return self.argument()
-
-    def argument(self) -> Any:
-        """Return what makes another one: the schedule, the callable, or the number now."""
-        return float(self.source) if self.is_array else self.source
-
-
-def takes_an_argument(function: Callable[..., Any]) -> bool:
-    """Whether a callable asks for an argument. One with a name and a default may be a value bound to it."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin without a signature
-        return True
-    return any(
-        parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-        or (
-            parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
-            and parameter.default is inspect.Parameter.empty
-        )
-        for parameter in parameters
     )

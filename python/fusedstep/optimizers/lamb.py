@@ -1,6 +1,6 @@
 """Lamb."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -43,7 +43,6 @@ class Lamb(Optimizer):
     array([ 2.6464, -3.6464])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="decay rate of the mean gradient")
     beta_2: float = hyperparameter(default=0.999, interval="[0, 1)", meaning="decay rate of the mean square")
     epsilon: float = hyperparameter(default=1e-7, interval="(0, inf)", meaning="keeps the denominator from 0")

@@ -1,6 +1,6 @@
 """Lion."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -37,7 +37,6 @@ class Lion(Optimizer):
     array([ 0.9, -1.9,  0. ])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="weight of the momentum in a step")
     beta_2: float = hyperparameter(default=0.99, interval="[0, 1)", meaning="decay rate of the momentum")
 

@@ -1,15 +1,14 @@
 """Dynamic loss scaling around an optimizer."""
 
 import copy
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fusedstep import _native
+from fusedstep.checks import integer_in, real_in
 from fusedstep.device_arrays import times
-from fusedstep.intervals import real_in
 from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.optimizer import Optimizer
 from fusedstep.optimizers.state import DynamicScale
@@ -88,14 +87,7 @@ class LossScaleOptimizer(Optimizer):
             )
         self._inner = inner_optimizer
         self._initial_scale = real_in(initial_scale, f"{who}: initial_scale", SCALES)
-        try:
-            growth_steps = operator.index(dynamic_growth_steps)
-        except TypeError:
-            raise TypeError(
-                f"{who}: dynamic_growth_steps must be an integer, got {dynamic_growth_steps!r}"
-            ) from None
-        if growth_steps < 1:
-            raise ValueError(f"{who}: dynamic_growth_steps must be at least 1, got {growth_steps}")
+        growth_steps = integer_in(dynamic_growth_steps, f"{who}: dynamic_growth_steps", "[1, inf)")
         self._start(DynamicScale(self._initial_scale, growth_steps))
 
     def _start(self, scale: DynamicScale) -> None:
@@ -284,14 +276,12 @@ class LossScaleOptimizer(Optimizer):
             inner = state["config"]["inner_optimizer"]
             inner_state = {**state, "class_name": inner["class_name"], "config": dict(inner["config"])}
             scale = real_in(state["dynamic_scale"], f"{who}: dynamic_scale", SCALES)
-            finite_calls = operator.index(state["finite_calls"])
+            finite_calls = integer_in(state["finite_calls"], f"{who}: finite_calls", "[0, inf)")
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{who}: state must be what state_dict returned, but reading it ends with"
                 f" {type(error).__name__}: {error}; its keys are {sorted(map(str, state))}"
             ) from error
-        if finite_calls < 0:
-            raise ValueError(f"{who}: finite_calls must be at least 0, got {finite_calls}")
         return inner_state, scale, finite_calls
 
     # Configuration and copies.

@@ -4,7 +4,7 @@ import copy
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from fusedstep import _native
 from fusedstep.device_arrays import as_array_beside
 from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.adjustments import Adjustments, Change
-from fusedstep.optimizers.declared import Declared
-from fusedstep.optimizers.hyperparameters import Hyperparameter, LearningRate, hyperparameter
-from fusedstep.optimizers.losses import value_and_gradients
+from fusedstep.optimizers.hyperparameters import Hyperparameter
+from fusedstep.optimizers.minimize import value_and_gradients
+from fusedstep.optimizers.options import WithOptions
 from fusedstep.optimizers.state import DynamicScale, PlanState
 from fusedstep.structure import flatten, in_order_of, pair_up
 
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 UNNAMED = {list, tuple, type(None)}
 
 
-class Optimizer(Declared):
+class Optimizer(WithOptions):
     """What all optimizers share.
 
     Variables are NumPy arrays of float32, float64, float16 or bfloat16 (of ml_dtypes), C-contiguous
@@ -84,73 +84,12 @@ class Optimizer(Declared):
         name: the optimizer's name, the class's in lower case if empty.
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
-    weight_decay: float | None = hyperparameter(
-        default=None,
-        interval="[0, inf)",
-        optional=True,
-        meaning="decoupled weight decay, times the learning rate",
-    )
-    l2: float | None = hyperparameter(
-        default=None, interval="[0, inf)", optional=True, meaning="weight of an L2 penalty"
-    )
-    maximize: bool = hyperparameter(default=False, meaning="ascend instead of descend")
-    clipnorm: float | None = hyperparameter(
-        default=None, interval="(0, inf)", optional=True, meaning="largest norm of a gradient"
-    )
-    global_clipnorm: float | None = hyperparameter(
-        default=None, interval="(0, inf)", optional=True, meaning="largest norm of all gradients together"
-    )
-    clipvalue: float | None = hyperparameter(
-        default=None, interval="(0, inf)", optional=True, meaning="largest magnitude of an element"
-    )
-    use_ema: bool = hyperparameter(default=False, meaning="keep an average of every variable")
-    ema_momentum: float = hyperparameter(
-        default=0.99, interval="[0, 1]", meaning="weight of the former average"
-    )
-    ema_overwrite_frequency: int | None = hyperparameter(
-        default=None,
-        interval="[1, inf)",
-        optional=True,
-        integer=True,
-        meaning="updates until the averages go into the variables",
-    )
-    loss_scale_factor: float | None = hyperparameter(
-        default=None, interval="(0, inf)", optional=True, meaning="what the loss was multiplied by"
-    )
-    gradient_accumulation_steps: int | None = hyperparameter(
-        default=None, interval="[1, inf)", optional=True, integer=True, meaning="calls that make one update"
-    )
-    skip_nonfinite: bool = hyperparameter(
-        default=False, meaning="leave out calls with gradients that are not finite"
-    )
-    lazy: bool = hyperparameter(default=False, meaning="update only the rows of sparse gradients")
-
     def _begin(self) -> None:
         self._plans: list[_native.Plan] = []
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
         self._adjustments = Adjustments()
         self._dynamic_scale: DynamicScale | None = None  # of a LossScaleOptimizer around this one
-
-    def _check_together(self) -> None:
-        who, ways = type(self).__name__, ("clipnorm", "global_clipnorm", "clipvalue")
-        clips = [f"{name}={self._values[name]}" for name in ways if self._values[name] is not None]
-        if len(clips) > 1:
-            raise ValueError(f"{who}: {' and '.join(clips)} are given; choose one way to clip")
-        if self._values["ema_overwrite_frequency"] is not None and not self._values["use_ema"]:
-            raise ValueError(
-                f"{who}: ema_overwrite_frequency is {self.ema_overwrite_frequency}, but there is no average;"
-                " pass use_ema=True"
-            )
-        if self._values["lazy"] and self._accumulates():
-            raise ValueError(
-                f"{who}: lazy and gradient_accumulation_steps={self.gradient_accumulation_steps} cannot both"
-                " be; the sums over calls have other rows than a call"
-            )
-
-    def _accumulates(self) -> bool:
-        return (self._values["gradient_accumulation_steps"] or 1) > 1
 
     # What a class declares, besides its hyperparameters.
 
@@ -192,27 +131,22 @@ class Optimizer(Declared):
         >>> sorted(opt.slots(w))
         ['momentum', 'velocity']
         """
-        names: list[str] = []
-        if isinstance(variables, Mapping):
-            leaves = flatten(variables, f"{type(self).__name__}.build")
-            names, arrays = list(leaves), list(leaves.values())
-        else:
-            arrays = list(_native.items_of(variables, f"{type(self).__name__}.build: variables"))
+        names, arrays = self._names_and_arrays(variables, f"{type(self).__name__}.build")
         if not arrays:
             return
-        self._check_rounded(arrays)
         carried = self._carried[0] if self._carried else None
         plan = _native.Plan(
             type(self).__name__,
             self._rule(),
             self._accumulates() or (carried is not None and carried.has("gradient_accumulator")),
             self.use_ema or (carried is not None and carried.has("average")),
-            arrays,
+            list(arrays),
             names,
             self._initial(),
             self._plans,
             self._custom_rule(),
         )
+        self._check_rounded(plan)
         if carried is not None:
             carried.restore(plan, type(self).__name__)
             self._adjustments = self._adjustments.and_of(plan, carried.changes_in_order_of(plan))
@@ -230,14 +164,24 @@ class Optimizer(Declared):
             ValueError: there is no such build, or not all of them belong to it.
         """
         who = f"{type(self).__name__}.forget"
-        arrays = list(flatten(variables, who).values()) if isinstance(variables, Mapping) else list(variables)
+        _, arrays = self._names_and_arrays(variables, who)
         for plan in self._plans:
             if arrays and all(plan.owns(array) for array in arrays):
-                self._plans.remove(plan)
+                self._drop(plan)
                 self._adjustments = self._adjustments.without(plan)
-                self._plan = self._plans[-1] if self._plans else None
                 return
         raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
+
+    def _names_and_arrays(self, variables: Any, who: str) -> tuple[list[str], Sequence[Any]]:
+        """Return arrays that were given as a list or as a (nested) dict; without names in a list."""
+        if isinstance(variables, Mapping):
+            leaves = flatten(variables, who)
+            return list(leaves), list(leaves.values())
+        return [], _native.items_of(variables, f"{who}: variables")
+
+    def _drop(self, plan: _native.Plan) -> None:
+        self._plans = [other for other in self._plans if other is not plan]
+        self._plan = self._plans[-1] if self._plans else None
 
     # Settings of single variables.
 
@@ -311,16 +255,27 @@ class Optimizer(Declared):
         self._adjustments = self._adjustments.and_also(chosen, no_decay, who)
         self._changed()
 
-    def finalize_variable_values(self, variables: Iterable[Any] | None = None) -> None:
+    def finalize_variable_values(self, var_list: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some.
 
         Args:
-            variables: those of one build; all that were built if left out.
+            var_list: variables of the builds that are meant; all that were built if left out.
+
+        Raises:
+            ValueError: one of them was never built.
         """
-        arrays = None if variables is None else list(variables)
-        for plan in self._plans:
-            if arrays is None or any(plan.owns(array) for array in arrays):
-                plan.finish_averages()
+        plans = self._plans
+        if var_list is not None:
+            who = f"{type(self).__name__}.finalize_variable_values"
+            _, arrays = self._names_and_arrays(var_list, who)
+            for position, array in enumerate(arrays):
+                if not any(plan.owns(array) for plan in self._plans):
+                    raise ValueError(
+                        f"{who}: var_list[{position}] was never built; there is no average of it"
+                    )
+            plans = [plan for plan in plans if any(plan.owns(array) for array in arrays)]
+        for plan in plans:
+            plan.finish_averages()
 
     # Steps.
 
@@ -370,42 +325,86 @@ class Optimizer(Declared):
         >>> w
         array([1. , 0.5, 0. ], dtype=float32)
         """
-        if replicas is not None:
-            return self._apply_replicas(grads, variables, replicas, mean)
-        if (type(grads) not in UNNAMED and isinstance(grads, Mapping)) or (
-            type(variables) not in UNNAMED and isinstance(variables, Mapping)
-        ):
-            return self._apply_named(grads, variables)
-        plan = self._plan
-        if plan is None:
-            return self._build_and_apply(grads, variables)
-        if len(self._plans) > 1 and variables is not None:
-            return self._apply_to_one_of_many(grads, variables)
-        return plan.step(grads, variables, self._learning_rate_for(plan))
+        if replicas is None and not mean and type(grads) in UNNAMED and type(variables) in UNNAMED:
+            plan = self._plan
+            if plan is not None and (variables is None or len(self._plans) == 1):
+                return plan.step(grads, variables, self._learning_rate_for(plan))
+        return self._apply_any(grads, variables, replicas, mean)
 
-    def _apply_replicas(self, grads: Any, variables: Any, replicas: Iterable[Any], mean: bool) -> int:
+    def _apply_any(self, grads: Any, variables: Any, replicas: Iterable[Any] | None, mean: bool) -> int:
+        """Take a step whose arrays have names, or which is one of replicas, or whose build is to be found."""
         who = f"{type(self).__name__}.apply"
-        lists = list(replicas)
-        if grads is not None or not lists:
+        lists = [grads] if replicas is None else list(replicas)
+        if mean and replicas is None:
+            raise ValueError(f"{who}: mean=True is for replicas, and there are none; pass replicas=[grads]")
+        if replicas is not None and (grads is not None or not lists):
             raise ValueError(
                 f"{who}: replicas has {len(lists)} lists of gradients"
                 + (" and grads is given, too; put all into replicas" if lists else "; pass one at least")
             )
+        if self._plan is None and variables is None:
+            raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
+        arrays, lists = self._in_order(variables, lists, who)
         if self._plan is None:
-            return self._build_and_apply(None, variables, lists, mean)
-        if isinstance(variables, Mapping):
-            arrays = flatten(variables, who)
-            lists = [in_order_of(list(arrays), one, who) for one in lists]
-            variables = list(arrays.values())
-        elif isinstance(lists[0], Mapping):
-            lists = [in_order_of(self._plan.names, one, who) for one in lists]
-        plan = self._plan
-        if variables is not None:
-            variables = _native.items_of(variables, f"{who}: variables")
-            plan = next((p for p in self._plans if variables and p.owns(variables[0])), plan)
-        calls = plan.step(lists[0], variables, self._learning_rate_for(plan), lists[1:], mean)
+            return self._build_and_step(variables, arrays, lists, mean)
+        plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
+        try:
+            calls = plan.step(lists[0], arrays, self._learning_rate_for(plan), lists[1:], mean)
+        except ValueError:
+            for position, array in enumerate(arrays or []):
+                if not plan.owns(array) and any(other.owns(array) for other in self._plans):
+                    raise ValueError(
+                        f"{who}: variables[{position}] belongs to another build than variables[0];"
+                        " each build takes its steps in calls of its own"
+                    ) from None
+            raise
         self._plan = plan
         return calls
+
+    def _in_order(self, variables: Any, lists: list[Any], who: str) -> tuple[Sequence[Any] | None, list[Any]]:
+        """Return the variables, None where none were given, and their gradients, without names."""
+        named = [isinstance(one, Mapping) for one in lists]
+        if isinstance(variables, Mapping) and all(named):
+            paired = [pair_up(variables, one, who) for one in lists]
+            return paired[0][0], [gradients for _, gradients in paired]
+        if variables is None and all(named):
+            assert self._plan is not None
+            return None, [in_order_of(self._plan.names, one, who) for one in lists]
+        if any(named) and not all(named):
+            kinds = ", ".join(type(one).__name__ for one in lists)
+            raise TypeError(f"{who}: replicas are {kinds}; all must be dicts, or all lists")
+        if isinstance(variables, Mapping) or any(named):
+            raise TypeError(
+                f"{who}: grads is a {type(lists[0]).__name__} and variables a {type(variables).__name__};"
+                " both must be dicts or both lists"
+            )
+        if variables is None:
+            return None, lists
+        first = _native.items_of(lists[0], f"{who}: grads")
+        return _native.items_of(variables, f"{who}: variables"), [first, *lists[1:]]
+
+    def _build_and_step(
+        self, variables: Any, arrays: Sequence[Any] | None, lists: list[Any], mean: bool
+    ) -> int:
+        """Take the first step, and build its variables; where it cannot be taken they are not built."""
+        assert arrays is not None
+        if not arrays and lists[0]:
+            raise ValueError(
+                f"{type(self).__name__}.apply: grads has {len(lists[0])} items, variables 0;"
+                " pass one gradient for each variable, None where there is none"
+            )
+        if not arrays:
+            return 0
+        carried, adjustments = list(self._carried), self._adjustments
+        self.build(variables if isinstance(variables, Mapping) else arrays)
+        plan = self._plan
+        assert plan is not None
+        try:
+            return plan.step(lists[0], arrays, self._learning_rate_for(plan), lists[1:], mean)
+        except BaseException:
+            self._drop(plan)
+            self._carried, self._adjustments = carried, adjustments
+            raise
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
         """Take one step from (gradient, variable) pairs, as ``zip(grads, variables)`` gives.
@@ -458,70 +457,6 @@ class Optimizer(Declared):
         value, grads, given = value_and_gradients(loss, variables, who)
         self.apply(grads, given)
         return value
-
-    def _apply_to_one_of_many(self, grads: Any, variables: Any) -> int:
-        who = f"{type(self).__name__}.apply: variables"
-        arrays = _native.items_of(variables, who)
-        plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
-        assert plan is not None
-        try:
-            calls = plan.step(grads, arrays, self._learning_rate_for(plan))
-        except ValueError:
-            for position, array in enumerate(arrays):
-                if not plan.owns(array) and any(other.owns(array) for other in self._plans):
-                    raise ValueError(
-                        f"{who}[{position}] belongs to another build than variables[0];"
-                        " each build takes its steps in calls of its own"
-                    ) from None
-            raise
-        self._plan = plan
-        return calls
-
-    def _build_and_apply(
-        self, grads: Any, variables: Any, replicas: list[Any] | None = None, mean: bool = False
-    ) -> int:
-        who = f"{type(self).__name__}.apply"
-        if variables is None:
-            raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
-        first = grads if replicas is None else replicas[0]
-        if not isinstance(variables, Mapping):
-            first = _native.items_of(first, f"{who}: grads")
-            variables = _native.items_of(variables, f"{who}: variables")
-            if not variables and first:
-                raise ValueError(
-                    f"{who}: grads has {len(first)} items, variables 0;"
-                    " pass one gradient for each variable, None where there is none"
-                )
-        if not variables and not first:
-            return 0
-        if replicas is None:
-            grads = first
-        else:
-            replicas = [first, *replicas[1:]]
-        carried, adjustments = list(self._carried), self._adjustments
-        self.build(variables)
-        built = self._plan
-        try:
-            return self.apply(grads, variables, replicas=replicas, mean=mean)
-        except BaseException:
-            self._plans = [plan for plan in self._plans if plan is not built]
-            self._plan = self._plans[-1] if self._plans else None
-            self._carried, self._adjustments = carried, adjustments
-            raise
-
-    def _apply_named(self, grads: Any, variables: Any) -> int:
-        who = f"{type(self).__name__}.apply"
-        if not isinstance(grads, Mapping) or not isinstance(variables, (Mapping, type(None))):
-            raise TypeError(
-                f"{who}: grads is a {type(grads).__name__} and variables a {type(variables).__name__};"
-                " both must be dicts or both lists"
-            )
-        if self._plan is None:
-            return self._build_and_apply(grads, variables)
-        if variables is None:
-            return self.apply(in_order_of(self._plan.names, grads, who))
-        arrays, gradients = pair_up(variables, grads, who)
-        return self.apply(gradients, arrays)
 
     def _learning_rate_for(self, plan: _native.Plan) -> Any:
         """Return what a step takes: a number, or an array on the variables' device."""
@@ -588,7 +523,9 @@ class Optimizer(Declared):
     @property
     def skipped_calls(self) -> int:
         """How many calls changed nothing, for gradients that were not finite."""
-        return self._plan.skips if self._plan is not None else 0
+        if self._plan is None:
+            return self._carried[-1].skips if self._carried else 0
+        return self._plan.skips
 
     @property
     def variables(self) -> list[Array]:
@@ -735,7 +672,7 @@ class Optimizer(Declared):
 
     def _changed(self) -> None:
         for plan in self._plans:
-            self._check_rounded(plan.variable(index) for index in range(len(plan)))
+            self._check_rounded(plan)
         for plan in self._plans:
             self._configure(plan)
 
@@ -747,36 +684,21 @@ class Optimizer(Declared):
             parameter = self._hyperparameters[name]
             assert isinstance(parameter, Hyperparameter)
             numbers[name] = parameter.number(self._values[name])
-        decay = self.weight_decay or 0.0
+        options, decay = self._options(), self.weight_decay or 0.0
+        if self._dynamic_scale is not None:
+            options.loss_scale_factor = self._dynamic_scale.scale
+            options.loss_scale_growth_steps = self._dynamic_scale.growth_steps
         plan.configure(
             rule,
             numbers,
-            self._options(),
+            options,
             _native.VariableSettings(1.0, decay, False),
             self._adjustments.resolve(plan, decay),
         )
 
-    def _options(self) -> _native.Options:
-        values, options = self._values, _native.Options()
-        options.l2 = values["l2"] or 0.0
-        options.maximize = values["maximize"]
-        options.clipnorm = values["clipnorm"]
-        options.global_clipnorm = values["global_clipnorm"]
-        options.clipvalue = values["clipvalue"]
-        options.gradient_accumulation_steps = values["gradient_accumulation_steps"] or 1
-        options.loss_scale_factor = values["loss_scale_factor"]
-        if self._dynamic_scale is not None:
-            options.loss_scale_factor = self._dynamic_scale.scale
-            options.loss_scale_growth_steps = self._dynamic_scale.growth_steps
-        options.skip_nonfinite = values["skip_nonfinite"]
-        options.ema_momentum = values["ema_momentum"] if values["use_ema"] else None
-        options.ema_overwrite_frequency = values["ema_overwrite_frequency"] or 0
-        options.lazy = values["lazy"]
-        return options
-
-    def _check_rounded(self, arrays: Iterable[Any]) -> None:
+    def _check_rounded(self, plan: _native.Plan) -> None:
         """Raise where a hyperparameter does not survive rounding to the compute type."""
-        if all(str(getattr(array, "dtype", "")).endswith("float64") for array in arrays):
+        if all(plan.dtype(index) == "float64" for index in range(len(plan))):
             return
         for name, parameter in self._hyperparameters.items():
             if isinstance(parameter, Hyperparameter):

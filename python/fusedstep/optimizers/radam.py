@@ -1,6 +1,6 @@
 """RAdam."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -45,7 +45,6 @@ class RAdam(Optimizer):
     array([ 0.5, -1. ])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="decay rate of the mean gradient")
     beta_2: float = hyperparameter(default=0.999, interval="[0, 1)", meaning="decay rate of the mean square")
     epsilon: float = hyperparameter(default=1e-7, interval="(0, inf)", meaning="keeps the denominator from 0")

@@ -1,6 +1,6 @@
 """RMSprop."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
@@ -57,7 +57,6 @@ class RMSprop(Optimizer):
     array([0.8])
     """
 
-    learning_rate: LearningRate = LearningRate(default=0.001, kw_only=False)
     rho: float = hyperparameter(default=0.9, interval="[0, 1)", meaning="decay rate of the mean square")
     momentum: float = hyperparameter(default=0.0, interval="[0, 1]", meaning="weight of the former steps")
     epsilon: float = hyperparameter(default=1e-7, interval="(0, inf)", meaning="keeps the denominator from 0")

@@ -1,6 +1,7 @@
 """Stochastic gradient descent."""
 
-from fusedstep.optimizers.hyperparameters import LearningRate, hyperparameter
+from fusedstep.optimizers.hyperparameters import hyperparameter
+from fusedstep.optimizers.learning_rate import LearningRate
 from fusedstep.optimizers.optimizer import Optimizer
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.checks import integer_in
 from fusedstep.device_arrays import write
 from fusedstep.optimizers.adjustments import Change
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"a count must be an integer in [0, 2^63), got {value!r}")
-    return value
+    return integer_in(value, "a count", f"[0, {2**63})")
 
 
 # What a plan has besides slots, by attribute, and what checks it before a load writes anything.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep import _native
-from fusedstep.optimizers.hyperparameters import takes_an_argument
+from fusedstep.optimizers.learning_rate import takes_an_argument
 
 
 def value_and_gradients(

@@ -165,7 +165,8 @@ def ftrl(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:
     next_n = s["accumulator"] = n + g * g
     shrunk = g + k * p if h["l2_shrinkage_regularization_strength"] else g
     z = s["linear"] = s["linear"] + (shrunk - (((root(next_n) - root(n)) * i) * p))
-    return (clip(z, -l1, l1) - z) / ((root(next_n) * i) + j)
+    above = clip(z, -l1, l1) - z
+    return np.where(above == 0, above, above / ((root(next_n) * i) + j))
 
 
 def lamb(p: Array, g: Array, s: Slots, h: Config, lr: float, t: int) -> Array:

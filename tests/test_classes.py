@@ -653,13 +653,34 @@ def test_ftrl_refuses_to_divide_by_a_learning_rate_of_zero(steps: int) -> None:
     for zero in (0.0, -0.0, lambda step: 0):
         opt.learning_rate = zero
         with pytest.raises(
-            ValueError, match=r"Ftrl: learning_rate must not be 0, got -?0\.0; the rule divides by it"
+            ValueError,
+            match=r"Ftrl: learning_rate must not be so near to 0 .* got -?0\.0; the rule divides by it",
         ):
             opt.apply([g], [w])
     assert [a.tobytes() for a in (w, *opt.variables)] == before
     opt.learning_rate = 0.1
     opt.apply([g], [w])
     assert opt.iterations == steps + 1
+
+
+def test_ftrl_divides_by_the_learning_rate_of_each_variable() -> None:
+    w, b, opt = np.ones(2), np.ones(2, np.float32), Ftrl(0.1)
+    opt.build([w, b])
+    opt.adjust(b, learning_rate_multiplier=1e-40)
+    with pytest.raises(ValueError, match=r"so near to 0 .* in float32, got 0\.1 \* 1e-40; .*frozen=True"):
+        opt.apply([np.ones(2), np.ones(2, np.float32)])
+    opt.adjust(b, learning_rate_multiplier=1.0)
+    opt.adjust(w, learning_rate_multiplier=1e-40)
+    opt.apply([np.ones(2), np.ones(2, np.float32)])
+    assert np.isfinite(w).all()
+
+
+def test_ftrl_leaves_at_zero_what_has_had_no_gradient() -> None:
+    """As the paper has it; 0/0 in other libraries, where the accumulator starts at 0."""
+    w, opt = np.zeros(2), Ftrl(0.1, initial_accumulator_value=0.0, l1_regularization_strength=0.5)
+    opt.apply([np.array([1.0, 0.0])], [w])
+    assert w[0] < 0
+    assert w[1] == 0
 
 
 def test_ftrl_weights_that_l1_outweighs_are_exactly_zero() -> None:

@@ -216,6 +216,33 @@ def test_the_same_variables_from_two_threads_at_once() -> None:
     assert state(opt, w) == state(twin, expected)
 
 
+def test_no_state_is_copied_or_loaded_in_the_middle_of_a_step() -> None:
+    opt, w, gradient = Adam(0.01), np.zeros(LARGE, np.float32), np.ones(LARGE, np.float32)
+    opt.apply([gradient], [w])
+    done = threading.Event()
+    copies: list[dict[str, Any]] = []
+    refused: list[str] = []
+
+    def train() -> None:
+        for _ in range(30):
+            opt.apply([gradient], [w])
+        done.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    while not done.is_set():
+        try:
+            copies.append(opt.state_dict())
+        except RuntimeError as error:
+            refused.append(str(error))
+    thread.join()
+    assert refused, "no state was asked for in the middle of a step"
+    assert all("in the middle of another step" in text for text in refused)
+    for copied in copies:
+        momentum = copied["builds"][0]["slots"]["0/momentum"]
+        assert momentum.min() == momentum.max(), "a state of two steps"
+
+
 def test_hyperparameters_do_not_change_in_the_middle_of_a_step() -> None:
     """They are set before or after it; the learning rate, which the step has read, at any time."""
     fusedstep.set_num_threads(1)

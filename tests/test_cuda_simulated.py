@@ -303,7 +303,7 @@ def test_a_rate_ahead_that_is_refused_is_refused_in_its_turn(gpus: None) -> None
     for _ in range(4):
         optimizer.apply([gradient], [on_gpu])
     for _ in range(2):
-        with pytest.raises(ValueError, match="learning_rate must not be 0"):
+        with pytest.raises(ValueError, match="learning_rate must not be so near to 0"):
             optimizer.apply([gradient], [on_gpu])
     assert optimizer.iterations == 4
 

@@ -62,3 +62,39 @@ def test_an_array_of_no_library() -> None:
     w = np.ones(3, np.float32)
     SGD(0.5).apply([Memory(np.ones(3, np.float32))], [Memory(w)])
     assert w.tolist() == [0.5] * 3
+
+
+def test_a_tensor_without_memory_is_refused() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w, zeros = np.ones(3, np.float32), torch._efficientzerotensor((3,))
+    with pytest.raises(
+        ValueError, match=r"grads\[0\] is of type torch.Tensor, which has no memory of its own"
+    ):
+        SGD(0.5).apply([zeros], [w])
+    with pytest.raises(ValueError, match=r"variables\[0\] is of type torch.Tensor, which has no memory"):
+        SGD(0.5).build([zeros])
+    with pytest.raises(
+        TypeError, match=r"variables\[0\] is of type torch.Tensor and dtype torch.float32, but"
+    ):
+        SGD(0.5).build([torch.ones(3, device="meta")])
+    assert w.tolist() == [1.0] * 3
+
+
+def test_the_sign_of_a_tensor_that_stands_for_its_negative() -> None:
+    """Of one element it looks like any other, and is refused; of more it has strides, and is copied."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    one, two = (torch.tensor(x).conj().imag for x in ([1 + 2j], [1 + 2j, 3 + 1j]))
+    w = torch.zeros(1)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"stands for the negative of its memory; pass x\.resolve_neg\(\)"
+        ):
+            SGD(1.0).apply([one], [w])
+    opt = SGD(1.0)
+    opt.apply([one.resolve_neg()], [w])
+    with pytest.raises(ValueError, match="resolve_neg"):
+        opt.apply([one], [w])
+    assert w.tolist() == [2.0]
+    w = torch.zeros(2)
+    SGD(1.0).apply([two], [w])
+    assert w.tolist() == [2.0, 1.0]

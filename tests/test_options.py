@@ -171,6 +171,33 @@ def test_finalize_takes_names_and_refuses_what_was_never_built() -> None:
     assert (w == -2.25).all()
 
 
+def test_averages_go_only_into_memory_that_is_still_the_variables() -> None:
+    """Where one is not, nothing is written, of other builds neither."""
+    opt = SGD(1.0, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3)
+    other, w, b = np.zeros(3), np.zeros(1000), np.zeros(2)
+    opt.apply([np.ones(3)], [other])
+    opt.build([w, b])
+    opt.apply([np.ones(1000), np.ones(2)], [w, b])
+    w.flags.writeable = False
+    before = [a.tobytes() for a in (other, w, b, *opt.variables)]
+    with pytest.raises(ValueError, match=r"SGD\.finalize_variable_values: variables\[0\] is read-only now"):
+        opt.finalize_variable_values()
+    with pytest.raises(ValueError, match=r"SGD\.apply: variables\[0\] is read-only now"):
+        opt.apply([np.ones(2)], [b])  # it would move the average of w
+    assert [a.tobytes() for a in (other, w, b, *opt.variables)] == before
+    w.flags.writeable = True
+    opt.finalize_variable_values()
+
+
+def test_without_averages_there_is_nothing_to_finalize() -> None:
+    opt, w = SGD(1.0, use_ema=True, ema_momentum=0.5), np.zeros(3)
+    for _ in range(3):
+        opt.apply([np.ones(3)], [w])
+    opt.use_ema = False
+    opt.finalize_variable_values()
+    assert (w == -3).all()
+
+
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=id_of)
 def test_replicas(options: dict[str, Any], mean: bool, threads: int) -> None:

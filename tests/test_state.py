@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import SGD, Adagrad, Adam, AdamW, Ftrl, Nadam, Optimizer, RMSprop
+from fusedstep import SGD, Adagrad, Adam, AdamW, CustomOptimizer, Ftrl, Nadam, Optimizer, RMSprop
 
 Array = npt.NDArray[Any]
 
@@ -448,3 +448,27 @@ def test_no_reference_is_lost_or_kept() -> None:
         use()
     gc.collect()
     assert [sys.getrefcount(thing) for thing in things] == before
+
+
+class Descent(CustomOptimizer):
+    """A rule in Python."""
+
+    def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+        variable -= gradient
+
+
+class KnowsItsOptimizer(np.ndarray):
+    """An array that is in a circle with its optimizer."""
+
+    optimizer: Optimizer
+
+
+@pytest.mark.parametrize("kind", [Adam, Descent], ids=lambda kind: kind.__name__)
+def test_circles_are_collected(kind: type[Optimizer]) -> None:
+    w, opt = np.ones(3).view(KnowsItsOptimizer), kind(0.1)
+    opt.apply([np.ones(3)], [w])
+    w.optimizer = opt
+    kept = weakref.ref(w)
+    del w, opt
+    gc.collect()
+    assert kept() is None

@@ -135,9 +135,25 @@ bool exchange(PyObject* object, dlpack::Tensor& tensor) {
   return false;
 }
 
+// Tensors without elements have no memory, and those that are something else in fact, as PyTorch's distributed and
+// fake ones, have elements and none.
+bool has_memory(const ArrayView& view) {
+  return view.data != nullptr || view.size() == 0;
+}
+
+// Whether a tensor's memory has the negative of what it stands for. PyTorch's can, where they are the imaginary part of
+// a conjugate: with a stride, which only one element hides.
+bool is_negated(PyObject* object, const ArrayView& view) {
+  static PyObject* const ask = PyUnicode_InternFromString("is_neg");
+  if (view.size() != 1 || PyObject_HasAttr(object, ask) == 0) return false;
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, ask));
+  if (!answer) throw py::error_already_set();
+  return answer.is(py::bool_(true));
+}
+
 bool read_exchanged(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   dlpack::Tensor tensor;
-  return exchange(object, tensor) && read_tensor(tensor, true, view, dtype);
+  return exchange(object, tensor) && read_tensor(tensor, true, view, dtype) && !is_negated(object, view);
 }
 
 // Whether NumPy's number for ml_dtypes.bfloat16 became known just now.
@@ -242,7 +258,12 @@ void refuse_without_stream(py::handle array) {
 bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   py::object capsule;
   const py::object method = array.attr("__dlpack__");
-  const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
+  py::tuple device;
+  try {
+    device = array.attr("__dlpack_device__")().cast<py::tuple>();
+  } catch (py::error_already_set&) {  // it is nowhere, as PyTorch's meta tensors are
+    return false;
+  }
   const bool is_jax = is_of_jax(array);
   // The step runs on the library's own stream. (JAX has several, tells of none, and waits where it is not asked.)
   py::dict no_waiting;
@@ -273,8 +294,8 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
                      view, dtype);
 }
 
-bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
-  if (read_exchanged(object, view, dtype)) return true;
+bool read_described(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
+  if (exchange_api_of(object) != nullptr) return read_exchanged(object, view, dtype);
   if (is_of_cupy(object)) return read_cupy(object, view, dtype);
   if (read_device_array(object, view)) {
     dtype = dlpack::type_of(view.dtype);
@@ -284,6 +305,10 @@ bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   if (PyType_Check(object) || py::isinstance(handle, py::module_::import("numpy").attr("generic"))) return false;
   if (py::hasattr(handle, "__dlpack__")) return read_dlpack(handle, view, dtype);
   return py::hasattr(handle, "__cuda_array_interface__") && read_cuda_array_interface(handle, view, dtype);
+}
+
+bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
+  return read_described(object, view, dtype) && has_memory(view);
 }
 
 bool shows_memory(py::handle object) {
@@ -342,7 +367,8 @@ bool read_indices(PyObject* object, IndexView& view) {
 bool read_exchanged_array(PyObject* object, ArrayView& view) {
   dlpack::Tensor tensor;
   dlpack::DataType dtype;
-  return exchange(object, tensor) && read_tensor_in_place(tensor, true, view, dtype) && dtype_of(dtype, view.dtype);
+  return exchange(object, tensor) && read_tensor_in_place(tensor, true, view, dtype) && dtype_of(dtype, view.dtype) &&
+         has_memory(view) && !is_negated(object, view);
 }
 
 bool is_array(PyObject* object) {
@@ -383,6 +409,17 @@ void* current_stream(PyObject* object, Device device) {
 void refuse_array(py::handle object, const std::string& what, const char* kind) {
   if (!npy_api::get().PyArray_Check_(object.ptr())) {
     if (shows_memory(object) && !py::isinstance(object, py::module_::import("numpy").attr("generic"))) {
+      const std::string of_type = what + " is of type " + name_of_type(object);
+      HeldView view;
+      dlpack::DataType dtype;
+      dlpack::Tensor tensor;
+      if (exchange(object.ptr(), tensor) && read_tensor(tensor, true, view, dtype) && is_negated(object.ptr(), view)) {
+        refuse_value(of_type + " and stands for the negative of its memory; pass x.resolve_neg()");
+      }
+      if (read_described(object.ptr(), view, dtype) && !has_memory(view)) {
+        refuse_value(of_type + ", which has no memory of its own; pass the tensor that it stands for, for example " +
+                     "x.to_local() of a distributed one");
+      }
       refuse_type(what + " is of type " + name_of_type(object) + " and dtype " +
                   std::string(py::str(py::getattr(object, "dtype", py::str("unknown")))) + ", but a " + kind +
                   " must be float32, float64, float16 or bfloat16, in native byte order, on the CPU or a CUDA device");

@@ -81,6 +81,11 @@ void set_count(Plan& plan, std::remove_reference_t<decltype(Counts().*count)> va
   plan.set_counts(counts);
 }
 
+// Whether the constructor of an object of a class of this module has returned.
+bool is_made(PyObject* object) {
+  return reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder().holder_constructed();
+}
+
 template <Clip clip>
 std::optional<double> get_clip(const Options& options) {
   return options.clip == clip ? std::optional(options.largest_norm) : std::nullopt;
@@ -178,7 +183,21 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init<std::vector<std::string>, py::object, bool>(), py::arg("slots"), py::arg("optimizer"),
            py::arg("has_rows"));
 
-  py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
+  // An object that knows its optimizer, as a parameter with a hook does, is in a circle with the plan that keeps it.
+  const py::custom_type_setup collectable([](PyHeapTypeObject* heap_type) {
+    PyTypeObject* const type = &heap_type->ht_type;
+    type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+      Py_VISIT(Py_TYPE(self));
+      if (!is_made(self)) return 0;
+      return py::cast<const Plan&>(py::handle(self)).visit_kept(visit, arg);
+    };
+    type->tp_clear = [](PyObject* self) {
+      if (is_made(self)) py::cast<Plan&>(py::handle(self)).forget_kept();
+      return 0;
+    };
+  });
+  py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan", collectable)
       .def(py::init<std::string, const std::string&, bool, bool, const py::list&, std::vector<std::string>,
                     const std::unordered_map<std::string, double>&, const std::vector<std::shared_ptr<Plan>>&,
                     std::shared_ptr<CustomRule>>(),
@@ -190,7 +209,10 @@ PYBIND11_MODULE(_native, module) {
       .def("carried_of", &Plan::carried_of, py::arg("group"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),
            py::arg("replicas") = py::none(), py::arg("mean") = false)
+      .def("check_unchanged", py::overload_cast<const std::string&>(&Plan::check_unchanged, py::const_), py::arg("who"))
       .def("finish_averages", &Plan::finish_averages)
+      .def("hold", &Plan::hold)
+      .def("release", &Plan::release)
       .def("owns", &Plan::owns, py::arg("variable"))
       .def("index_of", &Plan::index_of, py::arg("variable"))
       .def("__len__", &Plan::count)

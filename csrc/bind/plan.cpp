@@ -277,14 +277,42 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
   if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
   for (Array& array : arrays_) array.settings = of[array.number];
   groups_ = std::move(groups);
+  groups_in_float32_.assign(groups_.size(), false);
+  for (const Array& array : arrays_) {
+    if (array.compute == compute_float32) groups_in_float32_[array.settings] = true;
+  }
   rates_left_ = 0;  // they were checked with the former
   tell_parts();
 }
 
-Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
-  if (!plan.stepping_.exchange(true)) return;
-  refuse_now(plan.optimizer_ + ".apply: these variables are in the middle of another step; threads take turns with a " +
+void Plan::hold() {
+  if (!stepping_.exchange(true)) return;
+  refuse_now(optimizer_ + ".apply: these variables are in the middle of another step; threads take turns with a " +
              "lock or have an optimizer each, and what a step calls cannot step");
+}
+
+Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
+  plan.hold();
+}
+
+int Plan::visit_kept(visitproc visit, void* arg) const {  // as the macro wants it named
+  for (const Built& built : built_) Py_VISIT(built.object.ptr());
+  for (const py::object& gradient : same_gradients_) Py_VISIT(gradient.ptr());
+  for (const py::object& copy : kept_for_graphs_) Py_VISIT(copy.ptr());
+  if (custom_ != nullptr && custom_.use_count() == 1) {
+    for (const CustomRule::Variable& variable : custom_->variables) {
+      Py_VISIT(variable.array.ptr());
+      Py_VISIT(variable.gradient.ptr());
+    }
+  }
+  return 0;
+}
+
+void Plan::forget_kept() {
+  for (Built& built : built_) built.object = py::none();
+  same_gradients_.clear();
+  kept_for_graphs_.clear();
+  if (custom_ != nullptr) custom_->variables.clear();
 }
 
 std::size_t Plan::find(PyObject* variable) const {

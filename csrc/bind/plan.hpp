@@ -56,7 +56,17 @@ class Plan {
   std::int64_t step(const py::object& grads, const py::object& variables, const py::object& learning_rate,
                     const py::object& replicas, bool mean);
 
-  // The variables take the values of their averages.
+  // Keeps steps and changes of what they compute away until it is released; for whoever copies slots and counts.
+  void hold();
+  void release() { stepping_ = false; }
+
+  // For Python's garbage collector: to see the objects that this keeps, and to let them go.
+  int visit_kept(visitproc visit, void* arg) const;
+  void forget_kept();
+
+  // The variables take the values of their averages, where some are kept. Raises before anything is written where a
+  // variable is not as it was when it was built; whoever has several plans asks all of them first.
+  void check_unchanged(const std::string& who) const;
   void finish_averages();
 
   bool owns(py::handle variable) const;
@@ -155,7 +165,8 @@ class Plan {
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
   bool take_ordinary_with_care(PyObject* gradient, std::size_t index);
   bool take_ordinary_with_care(const Call& call);
-  [[noreturn]] void refuse_changed(std::size_t index, std::size_t position) const;
+  // Raises where a variable is not as it was when it was built.
+  void check_unchanged(std::size_t index, std::size_t position, const std::string& who) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
   std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
   void take_all(Call& call, std::vector<Items>& others);
@@ -219,7 +230,8 @@ class Plan {
   double hyperparameters_[max_hyperparameters] = {};
   bool accumulates_, averages_;  // whether there are slots for it
   Options options_;
-  std::vector<Group> groups_{1};  // what arrays_[i].settings counts
+  std::vector<Group> groups_{1};               // what arrays_[i].settings counts
+  std::vector<bool> groups_in_float32_{true};  // whether any of their variables is computed in float32
   std::vector<bool> frozen_;
 
   std::vector<Built> built_;

@@ -225,9 +225,13 @@ void Plan::update_touched_rows(Step& step, Call& call) {
   step.cost_before = call.cost_before.data();
 }
 
+void Plan::check_unchanged(const std::string& who) const {
+  for (std::size_t index = 0; index < count(); ++index) check_unchanged(index, index, who);
+}
+
 void Plan::finish_averages() {
   const Exclusive exclusive(*this);
-  if (!averages_) return;
+  if (!options_.averages) return;
   // A pass without gradients, in which averages do not move.
   std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
   std::vector<std::uint64_t> costs(count() + 1, 0);

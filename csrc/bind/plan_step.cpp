@@ -131,11 +131,12 @@ void Plan::refuse_unknown(py::handle variable, std::size_t position) const {
                "build(variables) adds new ones");
 }
 
-void Plan::refuse_changed(std::size_t index, std::size_t position) const {
+void Plan::check_unchanged(std::size_t index, std::size_t position, const std::string& who) const {
   const Built& built = built_[index];
-  const std::string what = who_ + label("variables", position, index);
   HeldView view;
   const bool is_array = read_array(built.object.ptr(), view);
+  if (is_array && is_unchanged(index, view)) return;
+  const std::string what = who + label("variables", position, index);
   if (is_array && !view.has_shape(built.ndim, shape_of(built))) {
     refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but had " + text_of_shape(built) +
                  " when it was built; forget(variables) and build again");
@@ -167,17 +168,31 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
 }
 
 void Plan::check_learning_rate(double learning_rate) const {
-  const bool in_float32 =
-      std::ranges::any_of(arrays_, [](const Array& array) { return array.compute == compute_float32; });
-  const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  const auto is_good = [&](const Group& group) { return std::abs(learning_rate * group.multiplier) <= largest; };
-  const auto bad = std::ranges::find_if_not(groups_, is_good);
-  if (std::abs(learning_rate) <= largest && bad == groups_.end()) return;
-  const std::string rate = py::str(py::float_(learning_rate));
-  const bool multiplied = std::abs(learning_rate) <= largest;
-  refuse_value(optimizer_ + ": learning_rate " + (multiplied ? "times a variable's multiplier " : "") +
-               "must be finite in " + name_of(in_float32 ? compute_float32 : compute_float64) + ", got " + rate +
-               (multiplied ? " * " + std::string(py::str(py::float_(bad->multiplier))) : ""));
+  for (std::size_t k = 0; k < groups_.size(); ++k) {
+    const Group& group = groups_[k];
+    const double largest =
+        groups_in_float32_[k] ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+    const double rate = learning_rate * group.multiplier;
+    const bool is_finite = std::abs(rate) <= largest, can_divide = std::abs(1 / rate) <= largest;
+    const bool decay_is_finite = std::abs(rate * group.weight_decay) <= largest;
+    if (is_finite && decay_is_finite && (can_divide || !rule().divides_by_learning_rate)) continue;
+    const auto text = [](double number) { return std::string(py::str(py::float_(number))); };
+    std::string factors = "learning_rate", values = text(learning_rate);
+    if (std::abs(learning_rate) <= largest && group.multiplier != 1) {
+      factors += " times a variable's multiplier";
+      values += " * " + text(group.multiplier);
+    }
+    if (is_finite && !decay_is_finite) {
+      factors += " times weight_decay";
+      values += " * " + text(group.weight_decay);
+    }
+    const std::string compute = name_of(groups_in_float32_[k] ? compute_float32 : compute_float64);
+    if (!is_finite || !decay_is_finite) {
+      refuse_value(optimizer_ + ": " + factors + " must be finite in " + compute + ", got " + values);
+    }
+    refuse_value(optimizer_ + ": " + factors + " must not be so near to 0 that 1 over it is infinite in " + compute +
+                 ", got " + values + "; the rule divides by it (frozen=True leaves a variable alone)");
+  }
 }
 
 bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable) {
@@ -239,8 +254,7 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
       if (call.seen[index]) refuse_value(who_ + label("variables", position, index) + " comes twice");
       call.seen[index] = true;
     }
-    HeldView view;
-    if (!read_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) refuse_changed(index, position);
+    check_unchanged(index, position, who_);
     Gradient gradient = {nullptr, nullptr, DType::float32};
     if (call.grads[position] != Py_None) {
       gradient = take_gradient(call.grads[position], index, position, "grads", call);
@@ -250,7 +264,9 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
     call.index_of_position.push_back(index);
   }
   for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {
-    if (call.seen.empty() || !call.seen[index]) set_gradient(index, {nullptr, nullptr, DType::float32});
+    if (!call.seen.empty() && call.seen[index]) continue;
+    if (visits_all()) check_unchanged(index, index, who_);
+    set_gradient(index, {nullptr, nullptr, DType::float32});
   }
   if (call.replicas > 1) take_replicas(call, others);
   if (call.given == 0) {

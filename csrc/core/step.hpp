@@ -119,6 +119,7 @@ struct Rule {
   // What the next update's coefficients get as `carried`, after update t; null where they need none.
   double (*carry)(const double* hyperparameters, std::uint64_t t, double carried);
   CompiledRule compiled[compute_types];
+  bool divides_by_learning_rate = false;
 };
 
 // Between the passes of a rule that takes two: sums of squares for each leaf of the tree, of the variable before its

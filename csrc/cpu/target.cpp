@@ -20,6 +20,11 @@ constexpr Carry carry_of() {
   }
 }
 
+template <class Rule>
+constexpr bool divides_by_learning_rate() {
+  return requires { requires Rule::divides_by_learning_rate; };
+}
+
 template <template <class> class... R>
 struct Table {
   static const fusedstep::Rule rules[];
@@ -34,7 +39,8 @@ const fusedstep::Rule Table<R...>::rules[] = {{R<float>::name,
                                                R<float>::Hyperparameters::names.count,
                                                carry_of<R<double>>(),
                                                {compiled_rule<R<float>, float>(coefficients<R<float>>),
-                                                compiled_rule<R<double>, double>(coefficients<R<double>>)}}...};
+                                                compiled_rule<R<double>, double>(coefficients<R<double>>)},
+                                               divides_by_learning_rate<R<double>>()}...};
 
 template <template <class> class... R>
 constexpr Table<R...> table_of(List<R...>) {

@@ -17,6 +17,8 @@ struct FtrlCoefficients {
                                 "l2_shrinkage_regularization_strength", "beta");
   };
 
+  static constexpr bool divides_by_learning_rate = true;
+
   double exponent;
   C i, j, k, l1;
 
@@ -41,7 +43,8 @@ struct FtrlCoefficients {
     const C next = n + g * g;
     const C root_of_next = root(next);
     z = z + (h - (((root_of_next - root(n)) * i) * p));
-    p = (clip(z, -l1, l1) - z) / ((root_of_next * i) + j);
+    const C above = clip(z, -l1, l1) - z;
+    p = above == C(0) ? above : above / ((root_of_next * i) + j);  // no 0/0 before the first gradient
     n = next;
   }
 };

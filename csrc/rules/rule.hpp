@@ -9,6 +9,7 @@
 //   members          the coefficients: functions of the hyperparameters, the learning rate and the
 //                    update's number t (from 1), computed in double and rounded once to C
 //   operator()       one element: variable p, gradient g, slots in the declared order
+//   divides_by_learning_rate  true where it does, and then such learning rates are refused
 //   carry            only where coefficients need more of the past than t: one double, made from that of
 //                    the update before, 1 at first; the constructor gets that of the update before
 //

@@ -77,9 +77,3 @@ class Ftrl(Optimizer):
 
     def _initial(self) -> dict[str, float]:
         return {"accumulator": self.initial_accumulator_value}
-
-    def _learning_rate_at(self, calls: int) -> float:
-        rate = super()._learning_rate_at(calls)
-        if rate == 0:
-            raise ValueError(f"Ftrl: learning_rate must not be 0, got {rate!r}; the rule divides by it")
-        return rate

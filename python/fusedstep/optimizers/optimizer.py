@@ -262,11 +262,10 @@ class Optimizer(WithOptions):
             var_list: variables of the builds that are meant; all that were built if left out.
 
         Raises:
-            ValueError: one of them was never built.
+            ValueError: one of them was never built, or has other memory than when it was.
         """
-        plans = self._plans
+        who, plans = f"{type(self).__name__}.finalize_variable_values", self._plans
         if var_list is not None:
-            who = f"{type(self).__name__}.finalize_variable_values"
             _, arrays = self._names_and_arrays(var_list, who)
             for position, array in enumerate(arrays):
                 if not any(plan.owns(array) for plan in self._plans):
@@ -274,6 +273,8 @@ class Optimizer(WithOptions):
                         f"{who}: var_list[{position}] was never built; there is no average of it"
                     )
             plans = [plan for plan in plans if any(plan.owns(array) for array in arrays)]
+        for plan in plans:
+            plan.check_unchanged(f"{who}: ")
         for plan in plans:
             plan.finish_averages()
 

@@ -1,7 +1,8 @@
 """The state of one build, apart from its variables: what copies, pickles and checkpoints carry."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -103,11 +104,12 @@ class PlanState:
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""
-        variables = [
-            VariableState(live.shape, live.dtype, {name: slot.copy() for name, slot in live.slots.items()})
-            for live in _live(plan)
-        ]
-        return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
+        with _at_rest(plan):
+            variables = [
+                replace(live, slots={name: slot.copy() for name, slot in live.slots.items()})
+                for live in _live(plan)
+            ]
+            return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
 
     def differences(self, plan: _native.Plan) -> list[str]:
         """Say why this cannot be the state of the plan; nothing if it can.
@@ -129,12 +131,13 @@ class PlanState:
 
     def write(self, plan: _native.Plan) -> None:
         """Make this the state of the plan, from which it must have no differences."""
-        for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
-            assert ours is not None
-            for name, slot in live.slots.items():
-                write(slot, ours.slots[name])
-        for name in SCALARS:
-            setattr(plan, name, self.scalars[name])
+        with _at_rest(plan):
+            for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
+                assert ours is not None
+                for name, slot in live.slots.items():
+                    write(slot, ours.slots[name])
+            for name in SCALARS:
+                setattr(plan, name, self.scalars[name])
 
     def restore(self, plan: _native.Plan, who: str) -> None:
         """Put the state into a plan just made; raise where it is another's."""
@@ -192,6 +195,16 @@ class PlanState:
                 for label, variable in zip(labels, described, strict=True)
             ],
         )
+
+
+@contextmanager
+def _at_rest(plan: _native.Plan) -> Iterator[None]:
+    """Keep the steps of other threads away; raise in the middle of one."""
+    plan.hold()
+    try:
+        yield
+    finally:
+        plan.release()
 
 
 def listed(differences: list[str], most: int = 10) -> str:

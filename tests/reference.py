@@ -285,8 +285,7 @@ class Reference:
         for slots, variable in zip(self.slots, variables, strict=True):
             compute = compute_type(variable.dtype)
             for name in slot_names(optimizer):
-                initial = self.config["initial_accumulator_value"] if name == "accumulator" else 0
-                slots[name] = np.full(variable.shape, initial, compute)
+                slots[name] = np.full(variable.shape, optimizer._initial().get(name, 0), compute)
             if "average" in slots:
                 slots["average"] = variable.astype(compute)
         self.calls = self.updates = self.skips = 0
@@ -356,8 +355,8 @@ class Reference:
     @contextlib.contextmanager
     def _left_as_they_are(self, index: int, replicas: Sequence[Sequence[Any]]) -> Iterator[None]:
         """Keep the rows that are not touched; meanwhile they are 0, and so for norms not there."""
-        variable = self.variables[index]
-        others = rows_not_touched([given[index] for given in replicas], variable)
+        variable, frozen = self.variables[index], self.settings.get(index, {}).get("frozen")
+        others = rows_not_touched([None if frozen else given[index] for given in replicas], variable)
         kept = [(array, array[others]) for array in (variable, *self.slots[index].values())]
         for array, _ in kept:
             array[others] = 0

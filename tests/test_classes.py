@@ -82,7 +82,7 @@ EVERY_CLASS = {
     "global_clipnorm": "(0, inf)",
     "clipvalue": "(0, inf)",
     "ema_momentum": "[0, 1]",
-    "loss_scale_factor": "(0, inf)",
+    "loss_scale_factor": f"[{2.0**-126}, {2.0**126}]",
 }
 TORCH: list[tuple[type[Optimizer], str, str]] = [
     (SGD, "dampening", "[0, 1]"),

@@ -204,7 +204,11 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         (Adam(0.1).state_dict(), ValueError, "the class is Adam in the state, LossScaleOptimizer here"),
         (LossScaleOptimizer(SGD()).state_dict(), ValueError, "the class is SGD in the state, Adam here"),
         (opt.state_dict() | {"dynamic_scale": 0.0}, ValueError, "dynamic_scale must lie in"),
-        (opt.state_dict() | {"finite_calls": -1}, ValueError, "finite_calls must lie in [0, inf), got -1"),
+        (
+            opt.state_dict() | {"finite_calls": -1},
+            ValueError,
+            "finite_calls must lie in [0, 9223372036854775808), got -1",
+        ),
         (opt.state_dict() | {"finite_calls": "1"}, ValueError, "reading it ends with TypeError"),
         (opt.state_dict() | {"config": {}}, ValueError, "reading it ends with KeyError: 'inner_optimizer'"),
         ([], TypeError, "state must be a dict as of state_dict, got a list"),
@@ -254,7 +258,11 @@ def test_configurations() -> None:
         (lambda: (SGD(), 0.0), ValueError, "initial_scale must lie in ["),
         (lambda: (SGD(), 1e300), ValueError, "initial_scale must lie in ["),
         (lambda: (SGD(), "8"), TypeError, "initial_scale must be a real number, got '8'"),
-        (lambda: (SGD(), 8.0, 0), ValueError, "dynamic_growth_steps must lie in [1, inf), got 0"),
+        (
+            lambda: (SGD(), 8.0, 0),
+            ValueError,
+            "dynamic_growth_steps must lie in [1, 9223372036854775808), got 0",
+        ),
         (lambda: (SGD(), 8.0, 1.5), TypeError, "dynamic_growth_steps must be an integer, got 1.5"),
         (lambda: (SGD(), 8.0, True), TypeError, "dynamic_growth_steps must be an integer, got True"),
     ],
@@ -281,3 +289,31 @@ def test_what_follows_the_scale_cannot_be_set() -> None:
     with pytest.raises(ValueError, match="dynamic_scale must lie in"):
         opt.dynamic_scale = float("inf")
     assert opt.dynamic_scale == 8
+
+
+def test_minimize_scales_the_loss() -> None:
+    pytest.importorskip("autograd")
+    w = np.array([1.0])
+    opt = LossScaleOptimizer(SGD(0.1), initial_scale=1024.0)
+    assert opt.minimize(lambda w: (w**2).sum(), [w]) == 1.0
+    assert w[0] == 0.8
+    with pytest.raises(
+        TypeError, match=r"LossScaleOptimizer\.minimize: loss must take the variables, for autograd"
+    ):
+        opt.minimize(lambda: (1.0, [2 * w]), [w])
+    assert w[0] == 0.8
+
+
+def test_hyperparameters_of_the_inner_optimizer_can_be_set() -> None:
+    opt: Any = LossScaleOptimizer(Adam())
+    opt.beta_1 = 0.5
+    assert opt.inner_optimizer.beta_1 == opt.beta_1 == 0.5
+    with pytest.raises(AttributeError, match="there is no argument beta_3"):
+        opt.beta_3 = 0.5
+
+
+def test_calls_that_overflow_are_left_out_whatever_the_inner_optimizer_is_told() -> None:
+    opt, w = LossScaleOptimizer(SGD(1.0), initial_scale=8.0), np.zeros(1)
+    opt.inner_optimizer.skip_nonfinite = False
+    opt.apply([np.array([np.inf])], [w])
+    assert (w[0], opt.dynamic_scale) == (0, 4.0)

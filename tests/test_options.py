@@ -505,8 +505,14 @@ def test_refused_rows(gradient: Any, error: type[Exception], sentence: str) -> N
         ({"clipnorm": 0.0}, "SGD: clipnorm must lie in (0, inf), got 0.0"),
         ({"ema_momentum": 1.5}, "SGD: ema_momentum must lie in [0, 1], got 1.5"),
         ({"ema_overwrite_frequency": 3}, "there is no average; pass use_ema=True"),
-        ({"gradient_accumulation_steps": 0}, "SGD: gradient_accumulation_steps must lie in [1, inf), got 0"),
-        ({"loss_scale_factor": -1.0}, "SGD: loss_scale_factor must lie in (0, inf), got -1.0"),
+        (
+            {"gradient_accumulation_steps": 0},
+            "SGD: gradient_accumulation_steps must lie in [1, 9223372036854775808), got 0",
+        ),
+        (
+            {"loss_scale_factor": -1.0},
+            "SGD: loss_scale_factor must lie in [1.1754943508222875e-38, 8.507059173023462e+37], got -1.0",
+        ),
         ({"lazy": True, "gradient_accumulation_steps": 2}, "cannot both be"),
     ],
 )
@@ -534,3 +540,58 @@ def test_build_starts_averages_with_the_variables() -> None:
     opt.finalize_variable_values()
     assert (w == [1, 2]).all()
     assert fusedstep.get(opt) is opt
+
+
+def test_accumulation_changes_between_whole_updates() -> None:
+    """Sums of some calls would make an update as if they were those of all."""
+    opt, w = SGD(1.0, gradient_accumulation_steps=4), np.zeros(1)
+    for _ in range(2):
+        opt.apply([np.ones(1)], [w])
+    sentence = (
+        "SGD: gradient_accumulation_steps would go from 4 to 2 after 2 calls, but can change where both"
+        " numbers have whole updates; change it after such a call"
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        opt.gradient_accumulation_steps = 2
+    waiting = copy.deepcopy(opt)
+    with pytest.raises(ValueError, match="from 4 to 1 after 2 calls"):
+        waiting.gradient_accumulation_steps = None
+    other = SGD(1.0, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="from 4 to 2 after 2 calls"):
+        other.load_state_dict(opt.state_dict())
+    for _ in range(2):
+        opt.apply([np.ones(1)])
+    with pytest.raises(ValueError, match="from 4 to 3 after 4 calls"):
+        opt.gradient_accumulation_steps = 3
+    opt.gradient_accumulation_steps = 2
+    for _ in range(2):
+        opt.apply([np.ones(1)])
+    assert w[0] == -2
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
+def test_counts_have_room(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"SGD: {name} must lie in \[1, 9223372036854775808\), got 9223372"):
+        SGD.from_config({"use_ema": True, name: 2**63})
+
+
+def test_names_to_exclude_are_a_list_or_one() -> None:
+    scale, bias = np.ones(1), np.ones(1)
+    opt = SGD(1.0, weight_decay=0.5)
+    opt.exclude_from_weight_decay(var_names="bias")
+    opt.build({"scale": scale, "bias": bias})
+    opt.apply([np.zeros(1), np.zeros(1)])
+    assert (scale[0], bias[0]) == (0.5, 1)
+    with pytest.raises(
+        TypeError, match=r"exclude_from_weight_decay: var_list is one numpy\.ndarray, but must be"
+    ):
+        opt.exclude_from_weight_decay(scale)
+
+
+def test_a_decay_that_is_not_finite_is_refused() -> None:
+    w, opt = np.ones(2, np.float32), SGD(1e20, weight_decay=1e20)
+    with pytest.raises(
+        ValueError, match=r"learning_rate times weight_decay must be finite in float32, got 1e\+20 \*"
+    ):
+        opt.apply([w.copy()], [w])
+    assert (w == 1).all()

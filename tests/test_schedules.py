@@ -50,6 +50,13 @@ def test_at_a_boundary_the_rate_is_still_that_of_its_left() -> None:
     assert PiecewiseConstantDecay([], [0.5])(7) == 0.5
 
 
+@pytest.mark.parametrize(("decay_steps", "step", "stages"), [(100 / 3, 100, 3), (156.3, 1563, 10)])
+def test_staircases_round_the_quotient_down(decay_steps: float, step: int, stages: int) -> None:
+    """As floor(step / decay_steps) says; step // decay_steps falls a step later."""
+    assert ExponentialDecay(1.0, decay_steps, 0.5, staircase=True)(step) == 0.5**stages
+    assert InverseTimeDecay(1.0, decay_steps, 1.0, staircase=True)(step) == 1 / (1 + stages)
+
+
 def test_staircases_fall_at_whole_multiples() -> None:
     schedule = ExponentialDecay(1.0, 4, 0.5, staircase=True)
     assert [schedule(step) for step in (0, 3, 4, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]

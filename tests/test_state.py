@@ -90,13 +90,124 @@ def test_copies_continue_to_the_same_bits(make: Callable[[], Optimizer], steps: 
 @pytest.mark.parametrize("how", COPIES)
 def test_slots_of_an_option_that_was_turned_off_come_along(how: str, option: dict[str, Any]) -> None:
     opt, variables = Adam(0.01, **option), model()
-    opt.apply(model(1), variables)
+    for step in range(4):
+        opt.apply(model(step), variables)
     for name in option:
         setattr(opt, name, type(opt)().get_config()[name])
-    opt.apply(model(2), variables)
+    opt.apply(model(5), variables)
     twin, twins = COPIES[how](opt), [v.copy() for v in variables]
-    assert twin.apply(model(3), twins) == opt.apply(model(3), variables) == 3
+    assert twin.apply(model(6), twins) == opt.apply(model(6), variables) == 6
     assert bits(twin, twins) == bits(opt, variables)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_settings_of_single_variables_come_along(how: str) -> None:
+    """Those made before the build too, of arrays that are copied with the optimizer; later ones count."""
+    w, opt = np.ones(1), SGD(1.0, weight_decay=0.5)
+    opt.exclude_from_weight_decay([w])
+    twin, v = COPIES["copy"](opt), w.copy()
+    twin.apply([np.zeros(1)], [w])
+    assert w[0] == 1
+    if how != "copy":
+        twin, v = COPIES[how]((opt, w)) if how != "copy of a copy" else COPIES["deepcopy"]((opt, w))
+        twin.apply([np.zeros(1)], [v])
+        assert v[0] == 1
+
+    w, opt = np.ones(1), SGD(1.0)
+    opt.build({"w": w})
+    opt.adjust("w", learning_rate_multiplier=0.5)
+    opt.adjust(w, learning_rate_multiplier=0.25)
+    for later in (None, 2.0):
+        twin, v = COPIES[how](opt), np.zeros(1)
+        if later is not None:
+            twin.adjust("w", learning_rate_multiplier=later)
+        twin.apply({"w": np.ones(1)}, {"w": v})
+        assert v[0] == -(later or 0.25)
+
+
+def test_a_loaded_state_leaves_the_settings_of_single_variables() -> None:
+    w, opt = np.ones(1), SGD(1.0)
+    opt.build([w])
+    opt.adjust(w, frozen=True)
+    twin, v = copy.deepcopy(opt), np.zeros(1)
+    twin.load_state_dict(opt.state_dict())
+    twin.apply([np.ones(1)], [v])
+    assert v[0] == 0
+
+
+def test_what_build_refuses_at_its_end_leaves_the_state_that_waits() -> None:
+    class Refusing(SGD):
+        refuses = False
+
+        def _configure(self, plan: Any) -> None:
+            if self.refuses:
+                raise ZeroDivisionError
+            super()._configure(plan)
+
+    opt, w = Refusing(1.0, momentum=0.5), np.zeros(1)
+    opt.apply([np.ones(1)], [w])
+    twin, v = copy.copy(opt), w.copy()
+    Refusing.refuses = True
+    with pytest.raises(ZeroDivisionError):
+        twin.build([v])
+    Refusing.refuses = False
+    assert twin.apply([np.ones(1)], [v]) == 2
+    assert v[0] == -2.5
+
+
+class Tripled(SGD):
+    """A class with arguments of its own, in the manner of Keras."""
+
+    def __init__(self, third: float = 0.5) -> None:
+        super().__init__(learning_rate=3 * third, momentum=0.5)
+        self._third = third
+
+    def get_config(self) -> dict[str, Any]:
+        return {"third": self._third}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_classes_with_arguments_of_their_own(how: str) -> None:
+    opt, w = Tripled(0.25), np.zeros(1)
+    opt.apply([np.ones(1)], [w])
+    twin, v = COPIES[how](opt), w.copy()
+    assert twin.apply([np.ones(1)], [v]) == opt.apply([np.ones(1)], [w]) == 2
+    assert (twin._third, v[0]) == (0.25, w[0])
+    again = opt.clone()
+    again.load_state_dict(opt.state_dict())
+    assert (again.learning_rate, again.iterations) == (0.75, 2)
+
+
+def test_a_class_does_not_hide_a_hyperparameter() -> None:
+    with pytest.raises(
+        TypeError, match=r"Hiding: momentum = 0\.5 would hide the hyperparameter momentum; give"
+    ):
+        type("Hiding", (SGD,), {"momentum": 0.5})
+
+
+def test_an_interrupt_right_after_the_first_step_leaves_what_it_did() -> None:
+    """A signal comes when the native call is over, and finds the step taken."""
+
+    class Plan:
+        def __init__(self, plan: Any) -> None:
+            self.plan = plan
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.plan, name)
+
+        def step(self, *arguments: Any) -> Any:
+            self.plan.step(*arguments)
+            raise KeyboardInterrupt
+
+    class Interrupted(SGD):
+        def build(self, variables: Any) -> None:
+            super().build(variables)
+            self._plan = self._plans[-1] = Plan(self._plan)  # type: ignore[assignment, call-overload]
+
+    opt, w = Interrupted(1.0, momentum=0.5), np.zeros(1)
+    with pytest.raises(KeyboardInterrupt):
+        opt.apply([np.ones(1)], [w])
+    assert (w[0], opt.iterations) == (-1, 1)
 
 
 def test_copies_build_in_their_first_step_too() -> None:

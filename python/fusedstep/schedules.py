@@ -137,7 +137,7 @@ class ExponentialDecay(LearningRateSchedule):
 
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many calls."""
-        times = step // self.decay_steps if self.staircase else step / self.decay_steps
+        times = _stages(step, self.decay_steps) if self.staircase else step / self.decay_steps
         return self.initial_learning_rate * _power(self.decay_rate, times)
 
 
@@ -287,7 +287,7 @@ class InverseTimeDecay(LearningRateSchedule):
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many calls."""
         if self.staircase:
-            return self.initial_learning_rate / (1 + self.decay_rate * (step // self.decay_steps))
+            return self.initial_learning_rate / (1 + self.decay_rate * _stages(step, self.decay_steps))
         return self.initial_learning_rate / (1 + self.decay_rate * step / self.decay_steps)
 
 
@@ -426,6 +426,12 @@ def _steps(value: Any, what: str, interval: str = "(0, inf)") -> int | float:
     """Return a number of steps; a whole one as an integer, for exact divisions."""
     number = real_in(value, what, interval)
     return int(number) if number.is_integer() else number
+
+
+def _stages(step: int, decay_steps: float) -> float:
+    """Return how many stages of a staircase are past: the quotient as it is rounded, rounded down."""
+    quotient = step / decay_steps
+    return math.floor(quotient) if math.isfinite(quotient) else quotient
 
 
 def _items(values: Any, what: str) -> list[Any]:

@@ -55,7 +55,12 @@ class Adjustments:
     known: WeakKeyDictionary[_native.Plan, Changes] = field(default_factory=WeakKeyDictionary, compare=False)
 
     def __reduce__(self) -> Any:
-        return Adjustments, (self.changes,)
+        return Adjustments.made_of, (list(self.changes.values()),)
+
+    @classmethod
+    def made_of(cls, changes: "Sequence[tuple[Selector, Change]]") -> "Adjustments":
+        """Return those of these changes, of which a later one counts."""
+        return cls()._and_then(changes)
 
     def and_also(
         self, variables: Any, change: Change, who: str, plans: Sequence[_native.Plan] = ()
@@ -70,11 +75,14 @@ class Adjustments:
                 raise ValueError(f"{who}: {_unknown(selector, plans)}")
         return self._and_then([(_as_built(selector, plans), change) for selector in selectors])
 
-    def and_of(self, plan: _native.Plan, changes: Changes) -> "Adjustments":
-        """Return these and changes of a plan's variables."""
-        return self._and_then([(plan.variable(index), change) for index, change in changes.items()])
+    def and_of(self, plan: _native.Plan, changes: Changes, copied: "Adjustments") -> "Adjustments":
+        """Return these and changes of a plan's variables, which come after those that were ``copied``."""
+        since = [one for key, one in self.changes.items() if copied.changes.get(key) is not one]
+        before = [one for key, one in self.changes.items() if copied.changes.get(key) is one]
+        carried = [(plan.variable(index), change) for index, change in changes.items()]
+        return Adjustments.made_of([*before, *carried, *since])
 
-    def _and_then(self, more: list[tuple[Selector, Change]]) -> "Adjustments":
+    def _and_then(self, more: Sequence[tuple[Selector, Change]]) -> "Adjustments":
         changes = dict(self.changes)
         known = WeakKeyDictionary({plan: dict(of_plan) for plan, of_plan in self.known.items()})
         for selector, change in more:
@@ -87,17 +95,13 @@ class Adjustments:
                 _put(of_plan, selector, change, plan)
         return Adjustments(changes, known)
 
-    def by_name(self) -> "Adjustments":
-        """Return those that do not name arrays."""
-        return Adjustments({key: one for key, one in self.changes.items() if _is_by_name(one[0])})
-
-    def without(self, plan: _native.Plan) -> "Adjustments":
-        """Return those that do not name arrays of this plan."""
+    def without(self, plans: Sequence[_native.Plan]) -> "Adjustments":
+        """Return those that do not name arrays of these plans."""
         return Adjustments(
             {
                 key: (selector, change)
                 for key, (selector, change) in self.changes.items()
-                if _is_by_name(selector) or not plan.owns(selector)
+                if _is_by_name(selector) or not any(plan.owns(selector) for plan in plans)
             }
         )
 
@@ -146,16 +150,30 @@ def _is_by_name(selector: Selector) -> bool:
 def _unknown(selector: Selector, plans: Sequence[_native.Plan]) -> str:
     if not _is_by_name(selector):
         return f"an array of shape {tuple(selector.shape)} was never built; build(variables) adds new ones"
-    names = [name for plan in plans for name in plan.names]
+    names = [name for plan in plans for name in _places(plan) if name]
     close = difflib.get_close_matches(str(selector), names, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {names[:10]}"
     return f"no variable was built with the name '{selector}', or below it; {hint}"
 
 
+_places_of_plans: WeakKeyDictionary[_native.Plan, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def _places(plan: _native.Plan) -> dict[str, list[int]]:
+    """Return, by each variable's name and each beginning of it before a slash, the indices in the plan."""
+    if plan not in _places_of_plans:
+        places = _places_of_plans[plan] = {}
+        for index, name in enumerate(plan.names):
+            places.setdefault(name, []).append(index)
+            for end, letter in enumerate(name):
+                if letter == "/":
+                    places.setdefault(name[:end], []).append(index)
+    return _places_of_plans[plan]
+
+
 def _chosen(selector: Selector, plan: _native.Plan) -> list[int]:
     if isinstance(selector, str):
-        below = f"{selector}/"
-        return [i for i, name in enumerate(plan.names) if name == selector or name.startswith(below)]
+        return _places(plan).get(selector, [])
     if isinstance(selector, re.Pattern):
         return [i for i, name in enumerate(plan.names) if selector.search(name)]
     return [plan.index_of(selector)] if plan.owns(selector) else []

@@ -8,6 +8,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fusedstep.optimizers.state import PlanState, listed
@@ -26,7 +27,7 @@ def state_of(optimizer: "Optimizer") -> dict[str, Any]:
     """Return a copy of an optimizer's state as plain data."""
     who = type(optimizer).__name__
     config = optimizer.get_config()
-    if callable(config["learning_rate"]):
+    if callable(config.get("learning_rate")):
         del config["learning_rate"]  # it is the program's, and not in the state
     states = [PlanState.of(plan) for plan in optimizer._plans] + optimizer._carried
     return {
@@ -51,6 +52,8 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
             f" {type(error).__name__}: {error}; its keys are {sorted(map(str, state))}"
         ) from error
     differences = list(_differences(optimizer, kind, builds))
+    accumulated = config.get("gradient_accumulation_steps"), optimizer._values["gradient_accumulation_steps"]
+    differences += cycles_cut(*accumulated, [build.calls for build in builds])
     if differences:
         raise ValueError(
             f"{who}: the state is that of another optimizer or model: {listed(differences)};"
@@ -61,7 +64,11 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
 
     for plan, build in zip(optimizer._plans, builds, strict=False):
         build.write(plan)
-    optimizer._carried = builds[len(optimizer._plans) :]
+    waiting = builds[len(optimizer._plans) :]
+    for place, (former, build) in enumerate(zip(optimizer._carried, waiting, strict=False)):
+        if former.describes_the_same_as(build):  # what was set of single variables is not in a state
+            waiting[place] = replace(build, changes=former.changes)
+    optimizer._carried = waiting
     if number is not None:
         optimizer.learning_rate = number
 
@@ -78,6 +85,20 @@ def _differences(optimizer: "Optimizer", kind: tuple[str, str], builds: list[Pla
         prefix = f"build {number}: " if len(optimizer._plans) > 1 else ""
         for difference in build.differences(plan):
             yield prefix + difference
+
+
+def cycles_cut(before: int | None, now: int | None, calls: list[int]) -> list[str]:
+    """Say where as many calls are no whole updates, both before and now, of other numbers of calls.
+
+    Sums of some calls would make an update as if they were those of all.
+    """
+    one, other = before or 1, now or 1
+    return [
+        f"gradient_accumulation_steps would go from {one} to {other} after {number} calls, but can change"
+        " where both numbers have whole updates"
+        for number in calls
+        if one != other and (number % one or number % other)
+    ]
 
 
 def _number_to_take(optimizer: "Optimizer", config: dict[str, Any], who: str) -> float | None:

@@ -30,6 +30,12 @@ class Declared:
 
     def __init_subclass__(cls) -> None:
         """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
+        for name, value in vars(cls).items():
+            if name in cls._hyperparameters and isinstance(value, (bool, int, float, str, type(None))):
+                raise TypeError(
+                    f"{cls.__name__}: {name} = {value!r} would hide the hyperparameter {name}; give it a new"
+                    f" default with hyperparameter(default={value!r}, ...), or set it in __init__"
+                )
         declared: dict[str, Hyperparameter[Any] | LearningRate] = {}
         for base in cls.__mro__:
             for name, value in vars(base).items():
@@ -149,8 +155,14 @@ class Declared:
             "learning_rate": rate.config() if isinstance(rate, AskedLearningRate) else rate
         }
 
+    def _made_of(self, arguments: dict[str, Any]) -> "Self":
+        """Return another one of what ``_arguments`` returned."""
+        return type(self).from_config(arguments)
+
     def _arguments(self) -> dict[str, Any]:
-        """Return the hyperparameters as the constructor takes them, with a schedule as it is."""
+        """Return what the constructor takes, with a schedule as it is."""
+        if type(self).get_config is not Declared.get_config:
+            return self.get_config()
         rate = self._values["learning_rate"]
         return self._values | {
             "learning_rate": rate.argument() if isinstance(rate, AskedLearningRate) else rate
@@ -163,7 +175,7 @@ class Declared:
         >>> Adam(0.1, beta_1=0.5).clone()
         Adam(learning_rate=0.1, beta_1=0.5)
         """
-        return type(self)(**copy.deepcopy(self._arguments()))
+        return self._made_of(copy.deepcopy(self._arguments()))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Self":

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -10,14 +10,14 @@ from fusedstep import _native
 from fusedstep.checks import integer_in, real_in
 from fusedstep.device_arrays import times
 from fusedstep.optimizers import checkpoint
+from fusedstep.optimizers.learning_rate import takes_an_argument
 from fusedstep.optimizers.optimizer import Optimizer
+from fusedstep.optimizers.options import COUNTS, SCALES
 from fusedstep.optimizers.state import DynamicScale
 from fusedstep.serialization import deserialize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SCALES = f"[{_native.smallest_loss_scale!r}, {_native.largest_loss_scale!r}]"
 
 
 class LossScaleOptimizer(Optimizer):
@@ -87,7 +87,7 @@ class LossScaleOptimizer(Optimizer):
             )
         self._inner = inner_optimizer
         self._initial_scale = real_in(initial_scale, f"{who}: initial_scale", SCALES)
-        growth_steps = integer_in(dynamic_growth_steps, f"{who}: dynamic_growth_steps", "[1, inf)")
+        growth_steps = integer_in(dynamic_growth_steps, f"{who}: dynamic_growth_steps", COUNTS)
         self._start(DynamicScale(self._initial_scale, growth_steps))
 
     def _start(self, scale: DynamicScale) -> None:
@@ -107,6 +107,15 @@ class LossScaleOptimizer(Optimizer):
         if name == "_inner":  # of an object that is being made
             raise AttributeError(name)
         return getattr(self._inner, name)
+
+    if not TYPE_CHECKING:  # type checkers know only what is declared
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            own = name.startswith("_") or hasattr(type(self), name)
+            if not own and name in self._inner._hyperparameters:
+                setattr(self._inner, name, value)
+            else:
+                super().__setattr__(name, value)
 
     def _set(self, name: str, value: Any) -> None:
         if name in ("loss_scale_factor", "skip_nonfinite"):
@@ -225,6 +234,23 @@ class LossScaleOptimizer(Optimizer):
                     known.write(plan)
         return calls
 
+    def minimize(self, loss: Callable[..., Any], var_list: Any = None) -> Any:
+        """Take one step down a loss of the variables, which autograd scales: see :meth:`Optimizer.minimize`.
+
+        Raises:
+            TypeError: the loss takes no variables: the gradients that it would return are not of the scaled
+                loss.
+        """
+        who = f"{type(self).__name__}.minimize"
+        if not (callable(loss) and takes_an_argument(loss)):
+            raise TypeError(
+                f"{who}: loss must take the variables, for autograd, got {loss!r}; where you have gradients,"
+                " compute them of scale_loss(loss) and pass them to apply"
+            )
+        scale = self.dynamic_scale
+        scaled = super().minimize(lambda *variables: loss(*variables) * scale, var_list)
+        return scaled / scale
+
     # State.
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,7 +302,7 @@ class LossScaleOptimizer(Optimizer):
             inner = state["config"]["inner_optimizer"]
             inner_state = {**state, "class_name": inner["class_name"], "config": dict(inner["config"])}
             scale = real_in(state["dynamic_scale"], f"{who}: dynamic_scale", SCALES)
-            finite_calls = integer_in(state["finite_calls"], f"{who}: finite_calls", "[0, inf)")
+            finite_calls = integer_in(state["finite_calls"], f"{who}: finite_calls", f"[0, {2**63})")
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{who}: state must be what state_dict returned, but reading it ends with"

@@ -68,7 +68,8 @@ class Optimizer(WithOptions):
         clipnorm: each gradient is scaled down to this Euclidean norm where it is larger, in (0, inf).
         global_clipnorm: all gradients together are, by one factor. :attr:`gradient_norm` tells the norm.
         clipvalue: every element of the gradients is clipped to [-clipvalue, clipvalue]. One of the three
-            clip options at most. Norms are sums in float64 of a fixed order, and do not overflow.
+            clip options at most. Norms are sums of squares in float64 in a fixed order, which do not
+            overflow, but of float64 beyond 1e154.
         use_ema: keep an average of every variable, ``average = m*average + (1 - m)*p`` at every call with
             m = ``ema_momentum``, from the first step's result on; :meth:`finalize_variable_values` puts
             it into the variables.
@@ -88,7 +89,7 @@ class Optimizer(WithOptions):
         self._plans: list[_native.Plan] = []
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
-        self._adjustments = Adjustments()
+        self._adjustments = self._copied_adjustments = Adjustments()  # now, and when this was copied
         self._dynamic_scale: DynamicScale | None = None  # of a LossScaleOptimizer around this one
 
     # What a class declares, besides its hyperparameters.
@@ -147,13 +148,19 @@ class Optimizer(WithOptions):
             self._custom_rule(),
         )
         self._check_rounded(plan)
+        before = self._adjustments
         if carried is not None:
             carried.restore(plan, type(self).__name__)
-            self._adjustments = self._adjustments.and_of(plan, carried.changes_in_order_of(plan))
-            del self._carried[0]
-        self._configure(plan)
+            changes = carried.changes_in_order_of(plan)
+            self._adjustments = before.and_of(plan, changes, self._copied_adjustments)
+        try:
+            self._configure(plan)
+        except BaseException:
+            self._adjustments = before
+            raise
         if self._dynamic_scale is not None:
             self._dynamic_scale.write(plan)
+        self._carried = self._carried[1:]
         self._plans.append(plan)
         self._plan = plan
 
@@ -168,7 +175,7 @@ class Optimizer(WithOptions):
         for plan in self._plans:
             if arrays and all(plan.owns(array) for array in arrays):
                 self._drop(plan)
-                self._adjustments = self._adjustments.without(plan)
+                self._adjustments = self._adjustments.without([plan])
                 return
         raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
 
@@ -200,9 +207,10 @@ class Optimizer(WithOptions):
                 variable, or of all below it: "dense" means "dense/kernel" and "dense/bias".
             learning_rate_multiplier: what their learning rate is multiplied by, in (-inf, inf).
             weight_decay: in the place of the optimizer's, in [0, inf).
-            frozen: whether steps leave them alone, whatever their gradients.
+            frozen: whether steps leave them alone, whatever their gradients, as without one: averages go on.
 
-        What is None stays as it was.
+        What is None stays as it was. These settings are the program's: copies and pickles have them, a
+        :meth:`state_dict` has not.
 
         Raises:
             ValueError, TypeError: a setting is out of its interval or of another kind, or there are builds
@@ -221,8 +229,11 @@ class Optimizer(WithOptions):
         change = Change.checked(
             learning_rate_multiplier, weight_decay, frozen, f"{type(self).__name__}.adjust"
         )
-        before = self._adjustments
-        self._adjustments = before.and_also(variables, change, f"{type(self).__name__}.adjust", self._plans)
+        who = f"{type(self).__name__}.adjust"
+        self._adjust_to(self._adjustments.and_also(variables, change, who, self._plans))
+
+    def _adjust_to(self, adjustments: Adjustments) -> None:
+        before, self._adjustments = self._adjustments, adjustments
         try:
             self._changed()
         except BaseException:
@@ -237,23 +248,21 @@ class Optimizer(WithOptions):
 
         Args:
             var_list: arrays.
-            var_names: regular expressions, to be found somewhere in the variables' names.
+            var_names: regular expressions, or one, to be found somewhere in the variables' names.
 
         Raises:
             ValueError: a name is no regular expression.
         """
         who = f"{type(self).__name__}.exclude_from_weight_decay"
-        chosen = list(var_list or [])
-        for pattern in var_names or []:
+        chosen = [] if var_list is None else list(_native.items_of(var_list, f"{who}: var_list"))
+        for pattern in [var_names] if isinstance(var_names, str) else var_names or []:
             try:
                 chosen.append(re.compile(pattern))
             except re.error as error:
                 raise ValueError(
                     f"{who}: {pattern!r} is no regular expression ({error}); re.escape(name) makes one"
                 ) from None
-        no_decay = Change(weight_decay=0.0)
-        self._adjustments = self._adjustments.and_also(chosen, no_decay, who)
-        self._changed()
+        self._adjust_to(self._adjustments.and_also(chosen, Change(weight_decay=0.0), who))
 
     def finalize_variable_values(self, var_list: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some.
@@ -396,15 +405,17 @@ class Optimizer(WithOptions):
             )
         if not arrays:
             return 0
-        carried, adjustments = list(self._carried), self._adjustments
+        carried, adjustments = self._carried, self._adjustments
         self.build(variables if isinstance(variables, Mapping) else arrays)
         plan = self._plan
         assert plan is not None
+        before = plan.calls + plan.skips
         try:
             return plan.step(lists[0], arrays, self._learning_rate_for(plan), lists[1:], mean)
         except BaseException:
-            self._drop(plan)
-            self._carried, self._adjustments = carried, adjustments
+            if plan.calls + plan.skips == before:  # an interrupt can come after the step
+                self._drop(plan)
+                self._carried, self._adjustments = carried, adjustments
             raise
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> int:
@@ -629,15 +640,22 @@ class Optimizer(WithOptions):
     # name or in order.
 
     def __copy__(self) -> "Self":
-        return self._twin(self._arguments())
+        return self._twin(self._arguments(), self._adjustments.without(self._plans))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self._twin(copy.deepcopy(self._arguments(), memo))
+        return self._twin(
+            copy.deepcopy(self._arguments(), memo),
+            copy.deepcopy(self._adjustments.without(self._plans), memo),
+        )
 
-    def _twin(self, config: dict[str, Any]) -> "Self":
-        twin = type(self)(**config)
-        twin._carried, twin._adjustments = self._states(), self._adjustments.by_name()
+    def _twin(self, arguments: dict[str, Any], adjustments: Adjustments) -> "Self":
+        twin = self._made_of(arguments)
+        twin._take_over(self._states(), adjustments)
         return twin
+
+    def _take_over(self, carried: list[PlanState], adjustments: Adjustments) -> None:
+        self._carried, self._adjustments = carried, adjustments
+        self._copied_adjustments = adjustments
 
     def _states(self) -> list[PlanState]:
         states = [replace(PlanState.of(plan), changes=self._adjustments.of(plan)) for plan in self._plans]
@@ -645,7 +663,7 @@ class Optimizer(WithOptions):
 
     def __getstate__(self) -> dict[str, Any]:
         config = self._arguments()
-        if callable(config["learning_rate"]):
+        if callable(config.get("learning_rate")):
             try:
                 pickle.dumps(config["learning_rate"])
             except Exception as error:
@@ -653,11 +671,15 @@ class Optimizer(WithOptions):
                     f"{type(self).__name__}: learning_rate cannot be pickled ({error});"
                     " use a function of a module, or set a number before"
                 ) from error
-        return {"config": config, "carried": self._states(), "adjustments": self._adjustments.by_name()}
+        return {
+            "config": config,
+            "carried": self._states(),
+            "adjustments": self._adjustments.without(self._plans),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        type(self).__init__(self, **state["config"])
-        self._carried, self._adjustments = list(state["carried"]), state["adjustments"]
+        vars(self).update(vars(self._made_of(state["config"])))
+        self._take_over(list(state["carried"]), state["adjustments"])
 
     def _calls(self) -> int:
         if self._plan is None:
@@ -670,6 +692,13 @@ class Optimizer(WithOptions):
         if isinstance(rate, float):
             for plan in self._plans:
                 plan.set_learning_rate(rate)
+
+    def _set(self, name: str, value: Any) -> None:
+        if name == "gradient_accumulation_steps":
+            calls = [plan.calls for plan in self._plans] + [state.calls for state in self._carried]
+            for text in checkpoint.cycles_cut(self._values[name], value, calls):
+                raise ValueError(f"{type(self).__name__}: {text}; change it after such a call")
+        super()._set(name, value)
 
     def _changed(self) -> None:
         for plan in self._plans:
@@ -689,6 +718,7 @@ class Optimizer(WithOptions):
         if self._dynamic_scale is not None:
             options.loss_scale_factor = self._dynamic_scale.scale
             options.loss_scale_growth_steps = self._dynamic_scale.growth_steps
+            options.skip_nonfinite = True
         plan.configure(
             rule,
             numbers,

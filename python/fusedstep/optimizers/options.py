@@ -5,6 +5,9 @@ from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.learning_rate import LearningRate
 
+COUNTS = f"[1, {2**63})"  # what C++ has integers for
+SCALES = f"[{_native.smallest_loss_scale!r}, {_native.largest_loss_scale!r}]"
+
 
 class WithOptions(Declared):
     """Declares the options; :class:`Optimizer` tells what they do."""
@@ -35,16 +38,16 @@ class WithOptions(Declared):
     )
     ema_overwrite_frequency: int | None = hyperparameter(
         default=None,
-        interval="[1, inf)",
+        interval=COUNTS,
         optional=True,
         integer=True,
         meaning="updates until the averages go into the variables",
     )
     loss_scale_factor: float | None = hyperparameter(
-        default=None, interval="(0, inf)", optional=True, meaning="what the loss was multiplied by"
+        default=None, interval=SCALES, optional=True, meaning="what the loss was multiplied by"
     )
     gradient_accumulation_steps: int | None = hyperparameter(
-        default=None, interval="[1, inf)", optional=True, integer=True, meaning="calls that make one update"
+        default=None, interval=COUNTS, optional=True, integer=True, meaning="calls that make one update"
     )
     skip_nonfinite: bool = hyperparameter(
         default=False, meaning="leave out calls with gradients that are not finite"

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
-from fusedstep.checks import integer_in
+from fusedstep.checks import integer_in, real_in
 from fusedstep.device_arrays import write
 from fusedstep.optimizers.adjustments import Change
 
 
 def _count(value: Any) -> int:
-    return integer_in(value, "a count", f"[0, {2**63})")
+    return integer_in(value, "a count", f"[0, {2**62})")  # there is room to count on
 
 
 # What a plan has besides slots, by attribute, and what checks it before a load writes anything.
@@ -23,7 +23,7 @@ SCALARS: dict[str, Callable[[Any], Any]] = {
     "calls": _count,
     "updates": _count,
     "skips": _count,
-    "carried": float,
+    "carried": lambda value: real_in(value, "carried"),
 }
 
 
@@ -96,6 +96,11 @@ class PlanState:
     def skips(self) -> int:
         """The number of calls that changed nothing, for gradients that were not finite."""
         return int(self.scalars["skips"])
+
+    def describes_the_same_as(self, other: "PlanState") -> bool:
+        """Whether both are of variables with the same names and shapes, in the same order."""
+        ours, theirs = ([variable.shape for variable in state.variables] for state in (self, other))
+        return (self.names, ours) == (other.names, theirs)
 
     def has(self, slot: str) -> bool:
         """Whether the variables have this slot."""

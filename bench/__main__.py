@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     readme.add_argument("--check", action="store_true", help="fail if the README has others")
 
     guard = commands.add_parser("guard", help="count instructions and vectorised loops, and compare")
-    guard.add_argument("--update", action="store_true", help="store the counts instead")
+    guard.add_argument(
+        "--update", choices=("all", "loops"), help="store the counts instead, or those of loops"
+    )
     return parser
 
 

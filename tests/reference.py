@@ -408,8 +408,22 @@ def same_bits(a: Array, b: Array) -> bool:
 def assert_same(optimizer: Optimizer, variables: Sequence[Array], reference: Reference) -> None:
     """Every variable and slot has the reference's bits."""
     for index, (variable, expected) in enumerate(zip(variables, reference.variables, strict=True)):
-        assert same_bits(variable, expected), (
-            f"{optimizer}: variable {index} of {variable.dtype}, {variable.shape}"
-        )
+        what = f"variable {index} of {variable.dtype}, {variable.shape}"
+        assert same_bits(variable, expected), f"{optimizer}: {what}: {first_difference(variable, expected)}"
         for name, slot in optimizer.slots(variable).items():
-            assert same_bits(slot, reference.slots[index][name]), f"{optimizer}: {name} of variable {index}"
+            theirs = reference.slots[index][name]
+            assert same_bits(slot, theirs), f"{optimizer}: {name} of {what}: {first_difference(slot, theirs)}"
+
+
+def first_difference(ours: Array, theirs: Array) -> str:
+    """Say which element is the first that differs, and how many do."""
+    places = [
+        k
+        for k, pair in enumerate(zip(ours.flat, theirs.flat, strict=True))
+        if not same_bits(*map(np.asarray, pair))
+    ]
+    if not places:
+        return f"{ours.dtype} {ours.shape} in the place of {theirs.dtype} {theirs.shape}"
+    first = places[0]
+    values = f"{ours.flat[first]!r}, in the reference {theirs.flat[first]!r}"
+    return f"element {first} is {values}; {len(places)} differ"

@@ -14,13 +14,13 @@ def spelled_out(builtin: Optimizer) -> CustomOptimizer:
     """A custom optimizer with the definition of a built-in one."""
     config = builtin.get_config()
     names = [n for n in slot_names(builtin) if n not in ("average", "gradient_accumulator")]
-    initial = config.get("initial_accumulator_value", 0.0)
+    initial = builtin._initial()
     rule = REFERENCES[type(builtin)]
 
     class Spelled(CustomOptimizer):
         @property
         def slot_names(self) -> dict[str, float]:
-            return {name: initial if name == "accumulator" else 0.0 for name in names}
+            return {name: initial.get(name, 0.0) for name in names}
 
         def update(
             self, variable: Array, gradient: Array, slots: dict[str, Array], learning_rate: float, t: int

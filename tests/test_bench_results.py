@@ -309,12 +309,12 @@ def test_counts_that_came_or_went_are_seen(capsys: pytest.CaptureFixture[str]) -
 def test_the_guard_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads(guard.STORED.read_text())
     monkeypatch.setattr(guard, "count", lambda: stored)
-    guard.main(update=False)
+    guard.main(update=None)
     other = json.loads(guard.STORED.read_text())
     other["instructions"]["counts"]["1x64"] *= 2
     monkeypatch.setattr(guard, "count", lambda: other)
     with pytest.raises(SystemExit, match=r"1x64: .*\n.*--update"):
-        guard.main(update=False)
+        guard.main(update=None)
 
 
 def test_what_the_tools_say_is_read(tmp_path: Path) -> None:

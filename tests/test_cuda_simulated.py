@@ -94,11 +94,17 @@ def test_every_option(cls: type[Optimizer], options: dict[str, Any], blocks: int
     assert_same(optimizer, on_gpu, reference)
 
 
-@pytest.mark.parametrize("options", [{"maximize": True}, {"clipvalue": 0.25}], ids=str)
-def test_one_stage_alone(options: Any, gpus: None) -> None:
-    w = put([np.ones(5)])
-    SGD(0.5, **options).apply(put([np.ones(5)]), w)
-    assert w[0].copy().tolist() == [1.5 if "maximize" in options else 0.875] * 5
+@pytest.mark.parametrize("options", [{"maximize": True}, {"clipvalue": 0.25}, *OPTIONS], ids=str)
+def test_options_where_the_bare_kernel_could_be(options: Any, gpus: None) -> None:
+    """All variables and gradients of one dtype: an option that a launch forgets would be left out unseen."""
+    optimizer, rng = SGD(0.5, **options), np.random.default_rng(8)
+    variables = [random_array(rng, 5000, np.float32) for _ in range(2)]
+    on_gpu, reference = put(variables), Reference(optimizer, variables)
+    for _ in range(4):
+        grads = [random_array(rng, 5000, np.float32) for _ in variables]
+        optimizer.apply(put(grads), on_gpu)
+        reference.apply(grads)
+    assert_same(optimizer, on_gpu, reference)
 
 
 @pytest.mark.parametrize("clip", [{"global_clipnorm": 2.0}, {"clipnorm": 0.5}, {"skip_nonfinite": True}])

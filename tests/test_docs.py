@@ -77,10 +77,14 @@ def test_the_layers_declare_the_same() -> None:
             assert isinstance(cls._hyperparameters[name], Hyperparameter)
 
 
-def test_the_figures_in_the_readme_are_those_of_a_saved_run() -> None:
-    command = [sys.executable, "-m", "bench.readme", "bench/results/amd-epyc-avx512-2-cores.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_intervals_are_told_and_classes_are_in_the_readme(cls: type[Optimizer]) -> None:
+    documented = "".join(base.__doc__ or "" for base in cls.__mro__)
+    for name, parameter in cls._hyperparameters.items():
+        text = getattr(parameter, "interval", None) and parameter.interval.text
+        if name not in Optimizer._hyperparameters and text not in (None, "(-inf, inf)"):
+            assert re.search(rf"{name}: [^:]*{re.escape(text)}", documented), f"{name} in {text}"
+    assert re.search(rf"^\|.*`{cls.__name__}`", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
 def test_contributing_quotes_lion_as_it_is() -> None:

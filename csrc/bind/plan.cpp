@@ -75,6 +75,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
     index_by_object_.emplace(object.ptr(), i);
     if (view.size() > 0) index_by_memory_.emplace(view.data, i);
   }
+  check_initial(initial);
   make_arena(initial);
   make_parts(initial);
   collect_written();
@@ -121,6 +122,16 @@ void Plan::widen_variable(const Array& array, const void* variable, void* slot) 
     baseline::load(variable, array.dtype, 0, static_cast<double*>(slot), array.size);
   } else {
     baseline::load(variable, array.dtype, 0, static_cast<float*>(slot), array.size);
+  }
+}
+
+void Plan::check_initial(const std::unordered_map<std::string, double>& initial) const {
+  const std::vector<std::string> slots = slot_names();
+  for (const auto& [name, value] : initial) {
+    if (std::ranges::find(slots, name) == slots.end()) {
+      refuse_value(optimizer_ + ": there is an initial value of '" + name + "', which is no slot of the rule '" +
+                   this->rule().name + "'");
+    }
   }
 }
 

@@ -140,6 +140,7 @@ class Plan {
   std::size_t lay_out_slots(Device device);
   static void fill_slot(const Array& array, void* slot, double value);
   static void widen_variable(const Array& array, const void* variable, void* slot);
+  void check_initial(const std::unordered_map<std::string, double>& initial) const;
   void make_arena(const std::unordered_map<std::string, double>& initial);
   DeviceArray slot_on_device(std::size_t index, std::size_t kind) const;
   void show_to_custom_rule();

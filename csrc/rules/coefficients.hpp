@@ -32,6 +32,8 @@ template <class Rule>
 FUSEDSTEP_HOST_DEVICE inline void coefficients(const double* values, double learning_rate, std::uint64_t t,
                                                double carried, void* rule) {
   static_assert(__is_trivially_copyable(Rule) && sizeof(Rule) <= max_rule_size);
+  static_assert(Rule::slots.count <= max_slots, "core/step.hpp says how many slots a rule can have");
+  static_assert(Rule::Hyperparameters::names.count <= max_hyperparameters, "and how many hyperparameters");
   const Rule made = make_rule<Rule>(values, learning_rate, t, carried);
   __builtin_memcpy(rule, &made, sizeof(made));
 }

@@ -711,8 +711,10 @@ class Optimizer(WithOptions):
         _, names = _native.rules()[rule]
         numbers = {}
         for name in names:
-            parameter = self._hyperparameters[name]
-            assert isinstance(parameter, Hyperparameter)
+            parameter = self._hyperparameters.get(name)
+            assert isinstance(parameter, Hyperparameter), (
+                f"the rule '{rule}' asks for {name}, which is not declared"
+            )
             numbers[name] = parameter.number(self._values[name])
         options, decay = self._options(), self.weight_decay or 0.0
         if self._dynamic_scale is not None:

@@ -11,6 +11,8 @@ schedulers and state. What is identical, what is better and what is not supporte
 import contextlib
 import inspect
 import math
+import operator
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -94,8 +96,7 @@ class Fused(torch.optim.Optimizer):
 
     # Not of PyTorch's pickles: made again when it is missing.
     _parts: "list[Part] | None" = None
-    _waiting: "list[Tensor]"
-    _seen_groups: "list[tuple[Any, ...]]"
+    _seen: "_Seen"
     max_norm: float | None = None
     ema: float | None = None
 
@@ -157,7 +158,7 @@ class Fused(torch.optim.Optimizer):
             try:
                 parts[k].step()
             except _MovedError:
-                parts = self._parts = self._make_parts()
+                parts = self._make_parts()
                 parts[k].step()
         return loss
 
@@ -190,6 +191,13 @@ class Fused(torch.optim.Optimizer):
             for p, values in before.items():
                 p.copy_(values)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as PyTorch's class of the same name would."""
+        if self._parts and not all(part.is_in(self.state) for part in self._parts):
+            self._parts = None  # the next step starts from what is saved here
+        state: dict[str, Any] = super().state_dict()
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state: of this class, or of PyTorch's of the same name.
 
@@ -216,21 +224,12 @@ class Fused(torch.optim.Optimizer):
         super().__setstate__(state)
 
     def _current_parts(self) -> "list[Part]":
-        """Return the parts, made anew where groups, rules or parameters with gradients are others."""
+        """Return the parts, made anew where groups, rules, state or parameters with gradients are others."""
         for group in self.param_groups:
             if not math.isfinite(group["lr"]):
                 raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
-        groups = [
-            (id(g), id(g["params"]), len(g["params"]), self._rule(g), g["maximize"])
-            for g in self.param_groups
-        ]
-        if (
-            self._parts is None
-            or groups != self._seen_groups
-            or any(p.grad is not None for p in self._waiting)
-        ):
-            self._parts = self._make_parts()
-            self._seen_groups = groups
+        if self._parts is None or any(part.lost for part in self._parts) or not self._seen.is_all_of(self):
+            return self._make_parts()
         return self._parts
 
     def _make_parts(self) -> "list[Part]":
@@ -250,8 +249,53 @@ class Fused(torch.optim.Optimizer):
                 f"{type(self).__name__}: max_norm is for parameters of one rule on one device, got {found};"
                 " leave it out and call torch.nn.utils.clip_grad_norm_ before the step"
             )
-        self._waiting = waiting
-        return [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
+        parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
+        for part in parts:  # after the last one that may be refused
+            part.put_into(self.state)
+        self._parts, self._seen = parts, _Seen(self, waiting)
+        return parts
+
+
+class _Seen:
+    """What parts were made of: the very objects, as an id may be another's by now."""
+
+    def __init__(self, optimizer: Fused, waiting: list[Tensor]) -> None:
+        self.waiting = waiting  # for a first gradient
+        self.settings = self.settings_of(optimizer)
+        self.groups = list(optimizer.param_groups)
+        self.members = [group["params"][:] for group in self.groups]
+        self.single = [[k for k, p in enumerate(members) if p.numel() == 1] for members in self.members]
+        self.state = optimizer.state
+        self.of_parameters = list(self.state.values())
+
+    @staticmethod
+    def settings_of(optimizer: Fused) -> list[Any]:
+        return [(optimizer._rule(group), bool(group["maximize"])) for group in optimizer.param_groups]
+
+    def is_all_of(self, optimizer: Fused) -> bool:
+        """Whether the optimizer has nothing else, and none of those that wait have a gradient."""
+        groups = optimizer.param_groups
+        if (
+            self.settings != self.settings_of(optimizer)
+            or not all(map(operator.is_, self.groups, groups))
+            or self.state is not optimizer.state
+            or any(p.grad is not None for p in self.waiting)
+        ):
+            return False
+        # Lists look at identity first, in C. What is not the same is asked for equality, which a tensor has
+        # no answer to unless it is of one element.
+        try:
+            if self.members != [group["params"] for group in groups]:
+                return False
+            if self.of_parameters != list(self.state.values()):
+                return False
+        except RuntimeError:
+            return False
+        return all(
+            before[k] is group["params"][k]
+            for before, single, group in zip(self.members, self.single, groups, strict=True)
+            for k in single
+        )
 
 
 class _MovedError(Exception):
@@ -303,33 +347,53 @@ class Part:
         )
         self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
-        self._adopt(optimizer)
-        self.plan.updates = self.plan.calls = int(self.updates.max())
+        self.lost: list[Any] = []  # what is in the state no more
+        self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
+        self.in_state: list[dict[str, weakref.ref[Tensor]]] = []
+        self.counted: Any = None  # updates and carried after the last step
         self.absent: list[int] | None = None  # which had no gradient in the last step
         self.numbers: list[Numbers] = []
         self.classes: list[tuple[int, int]] = []  # group and updates behind, of each set of coefficients
         self.members_of: list[Any] = []  # and which parameters with a gradient it has
 
-    def _adopt(self, optimizer: Fused) -> None:
-        """Take over the state that there is, and put live tensors in its place."""
-        names = {slot: optimizer._slots.get(slot, "ema") for slot in self.plan.slot_names}
-        updates, carried = torch.from_numpy(self.updates), torch.from_numpy(self.carried)
-        for i, p in enumerate(self.params):
-            live = {name: self._tensor_of_slot(i, slot) for slot, name in names.items()}
-            if optimizer._counts_in_state:
-                live["step"] = updates[i]
-            if self.rule == "nadam":
-                live["mu_product"] = carried[i]
-            if not live:
-                continue
-            state = optimizer.state[p]
-            for name, tensor in live.items():
-                value = state.get(name)
-                if value is not None:
-                    tensor.copy_(torch.as_tensor(value))
-                    if not optimizer._counts_in_state and name != "ema":
-                        updates[i] = 1  # all that counts there is whether it is the first
-            state.update(live)
+    def _read_state(self, optimizer: Fused, index: int) -> dict[str, Tensor]:
+        """Return what one parameter has in the state, live, with the values that are there now."""
+        live = {
+            optimizer._slots.get(slot, "ema"): self._tensor_of_slot(index, slot)
+            for slot in self.plan.slot_names
+        }
+        updates = torch.from_numpy(self.updates)[index]
+        if optimizer._counts_in_state:
+            live["step"] = updates
+        if self.rule == "nadam":
+            live["mu_product"] = torch.from_numpy(self.carried)[index]
+        state = optimizer.state.get(self.params[index]) or {}
+        for name, tensor in live.items():
+            value = state.get(name)
+            if value is not None:
+                tensor.copy_(torch.as_tensor(value))
+                if not optimizer._counts_in_state and name != "ema":
+                    updates.fill_(1)  # all that counts there is whether it is the first
+        return live
+
+    def put_into(self, state: Any) -> None:
+        """Put the live tensors into the state; what takes their place there is told by ``lost``."""
+        for p, live in zip(self.params, self.live, strict=True):
+            if live:
+                state.setdefault(p, {}).update(live)
+        self.in_state = [
+            {name: weakref.ref(tensor, self.lost.append) for name, tensor in live.items()}
+            for live in self.live
+        ]
+        self.live = []  # the state alone has them
+
+    def is_in(self, state: Any) -> bool:
+        """Whether all live tensors are in the state."""
+        return all(
+            tensor() is state.get(p, {}).get(name)
+            for p, tensors in zip(self.params, self.in_state, strict=True)
+            for name, tensor in tensors.items()
+        )
 
     def _tensor_of_slot(self, index: int, slot: str) -> Tensor:
         tensor = torch.from_dlpack(self.plan.slot(index, slot))
@@ -366,16 +430,21 @@ class Part:
         if self.rule == "nadam":
             for k, members in enumerate(self.members_of):
                 self.carried[members] = self.plan.carried_of(k)
+        self.counted = self._counts()
+
+    def _counts(self) -> tuple[bytes, bytes]:
+        return self.updates.tobytes(), self.carried.tobytes()
 
     def _choose_coefficients(self, absent: list[int]) -> None:
         """Tell the plan what each parameter is updated with, where that changed."""
         numbers = [self._numbers(group) for group in self.groups]
-        if absent == self.absent:
+        if absent == self.absent and self._counts() == self.counted:
             if numbers != self.numbers:
                 carried = [self.plan.carried_of(k) for k in range(len(self.classes))]
                 self.plan.set_groups(self._sets(numbers, carried), None)
                 self.numbers = numbers
             return
+        self.plan.updates = self.plan.calls = int(self.updates.max())
         behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
         keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
         position = {key: k for k, key in enumerate(dict.fromkeys(keys))}

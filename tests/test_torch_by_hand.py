@@ -1,0 +1,262 @@
+"""fusedstep.torch where groups, parameters and state are changed by hand between steps."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import fusedstep.torch as adapted  # noqa: E402
+
+
+def parameter(*shape: int, seed: int = 0) -> Any:
+    return torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def step(optimizer: Any, seed: int) -> None:
+    """One step with gradients for all parameters, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.randn(p.shape, generator=generator)
+    optimizer.step()
+
+
+def both(name: str, shapes: list[tuple[int, ...]], **arguments: Any) -> list[Any]:
+    """An optimizer of ours and one of PyTorch's, over equal parameters."""
+    return [
+        getattr(library, name)([parameter(*shape, seed=k) for k, shape in enumerate(shapes)], **arguments)
+        for library in (adapted, torch.optim)
+    ]
+
+
+def params_of(optimizer: Any) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Parameters and state, step counts too."""
+    for p, q in zip(params_of(ours), params_of(theirs), strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
+        assert ours.state[p].keys() == theirs.state[q].keys()
+        for key, value in theirs.state[q].items():
+            torch.testing.assert_close(
+                ours.state[p][key].to(value.dtype).view_as(value), value, rtol=1e-4, atol=1e-4
+            )
+
+
+# Groups.
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (1,)], ids=str)
+def test_a_parameter_that_is_replaced_in_its_group(shape: tuple[int, ...]) -> None:
+    ours, theirs = both("Adam", [(2,), shape])
+    for each in (ours, theirs):
+        step(each, 0)
+        old = each.param_groups[0]["params"][1]
+        new = torch.nn.Parameter(old.detach().clone())
+        each.param_groups[0]["params"][1] = new
+        before = old.detach().clone()
+        step(each, 1)
+        step(each, 2)
+        assert torch.equal(old, before)
+        assert each.state[new]["step"] == 2
+        del each.state[old]
+    assert_same(ours, theirs)
+
+
+def test_gaussians_that_are_pruned_and_added() -> None:
+    """As 3D Gaussian Splatting does: a parameter of another length, with the state of the one before."""
+
+    def replace(optimizer: Any, change: Callable[[Any], Any]) -> None:
+        for group in optimizer.param_groups:
+            old = group["params"][0]
+            stored = optimizer.state.get(old, None)
+            stored["exp_avg"] = change(stored["exp_avg"])
+            stored["exp_avg_sq"] = change(stored["exp_avg_sq"])
+            del optimizer.state[old]
+            group["params"][0] = torch.nn.Parameter(change(old.detach()).requires_grad_(True))
+            optimizer.state[group["params"][0]] = stored
+
+    optimizers = []
+    for library in (adapted, torch.optim):
+        groups = [{"params": [parameter(6, 3)]}, {"params": [parameter(6, 1, seed=1)], "lr": 0.1}]
+        optimizers.append(library.Adam(groups, lr=0.01))
+    for each in optimizers:
+        step(each, 0)
+        replace(each, lambda tensor: tensor[[0, 2, 3]])
+        step(each, 1)
+        replace(each, lambda tensor: torch.cat([tensor, torch.zeros_like(tensor)]))
+        step(each, 2)
+        step(each, 3)
+    assert_same(*optimizers)
+
+
+def test_groups_and_lists_in_the_place_of_others() -> None:
+    """Also where Python gives a new one the id of one that is gone."""
+    ours, theirs = both("Adam", [(2,)])
+    for each in (ours, theirs):
+        step(each, 0)
+        for k in range(1, 4):
+            for seed in (2 * k, 2 * k + 1):
+                each.param_groups.pop()
+                each.add_param_group({"params": [parameter(2, seed=seed)], "lr": 0.1 * k})
+            step(each, k)
+        for k in range(4, 7):
+            for seed in (2 * k, 2 * k + 1):
+                each.param_groups[0]["params"] = [parameter(2, seed=seed)]
+            step(each, k)
+    assert_same(ours, theirs)
+
+
+def test_a_refused_step_leaves_the_optimizer_with_its_state() -> None:
+    """Where one call of several cannot be made, the others must not have been taken over."""
+    ours, theirs = both("Adam", [(3,)])
+    for each in (ours, theirs):
+        step(each, 0)
+    state = ours.state[params_of(ours)[0]]["exp_avg"]
+    complex_one = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    complex_one.grad = torch.ones_like(complex_one)
+    ours.add_param_group({"params": [complex_one], "amsgrad": True})
+    for _ in range(2):
+        with pytest.raises(TypeError, match="must be real"):
+            ours.step()
+    ours.param_groups.pop()
+    for each in (ours, theirs):
+        step(each, 1)
+    assert_same(ours, theirs)
+    assert ours.state[params_of(ours)[0]]["exp_avg"] is state
+
+
+# State.
+
+
+def clear(optimizer: Any) -> None:
+    optimizer.state.clear()
+
+
+def replace_mapping(optimizer: Any) -> None:
+    optimizer.state = defaultdict(dict)
+
+
+def replace_mapping_and_keep_it(optimizer: Any) -> None:
+    optimizer.kept = optimizer.state
+    optimizer.state = defaultdict(dict)
+
+
+def empty_one(optimizer: Any) -> None:
+    optimizer.state[params_of(optimizer)[0]] = {}
+
+
+def empty_one_and_keep_it(optimizer: Any) -> None:
+    optimizer.kept = optimizer.state[params_of(optimizer)[0]]
+    optimizer.state[params_of(optimizer)[0]] = {}
+
+
+def delete_one(optimizer: Any) -> None:
+    del optimizer.state[params_of(optimizer)[0]]
+
+
+def clone_all(optimizer: Any) -> None:
+    for state in optimizer.state.values():
+        for key in state:
+            state[key] = state[key].clone()
+
+
+def halve_slots(optimizer: Any) -> None:
+    for state in optimizer.state.values():
+        for key in state:
+            if state[key].ndim:
+                state[key] = state[key] / 2
+
+
+def copy_dicts(optimizer: Any) -> None:
+    for p in params_of(optimizer):
+        optimizer.state[p] = {key: value.clone() for key, value in optimizer.state[p].items()}
+
+
+BY_HAND = [
+    clear,
+    replace_mapping,
+    replace_mapping_and_keep_it,
+    empty_one,
+    empty_one_and_keep_it,
+    delete_one,
+    clone_all,
+    halve_slots,
+    copy_dicts,
+]
+by_hand = pytest.mark.parametrize("change", BY_HAND, ids=lambda change: change.__name__)
+
+
+@by_hand
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
+def test_state_that_is_replaced_by_hand(name: str, change: Callable[[Any], None]) -> None:
+    """The next step starts from what stands there, as PyTorch's does, and so does one after a remake."""
+    arguments = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}
+    ours, theirs = both(name, [(3,), (2, 2)], **arguments)
+    for each in (ours, theirs):
+        step(each, 0)
+        step(each, 1)
+        change(each)
+        step(each, 2)
+        step(each, 3)
+    assert_same(ours, theirs)
+    for each in (ours, theirs):
+        each.add_param_group({"params": [parameter(2, seed=9)]})
+        step(each, 4)
+    assert_same(ours, theirs)
+
+
+def test_a_momentum_buffer_of_none_is_a_new_start() -> None:
+    ours, theirs = both("SGD", [(3,)], lr=0.1, momentum=0.9, dampening=0.5)
+    for each in (ours, theirs):
+        step(each, 0)
+        each.state[params_of(each)[0]]["momentum_buffer"] = None
+        step(each, 1)
+        step(each, 2)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
+def test_counts_that_are_edited_in_place(name: str) -> None:
+    ours, theirs = both(name, [(3,), (2, 2)])
+    for each in (ours, theirs):
+        step(each, 0)
+        step(each, 1)
+        first, second = params_of(each)
+        each.state[first]["step"].fill_(7)
+        each.state[second]["step"].zero_()
+        if name == "NAdam":
+            each.state[first]["mu_product"].fill_(0.5)
+        step(each, 2)
+        step(each, 3)
+        assert each.state[first]["step"] == 9
+    assert_same(ours, theirs)
+
+
+def test_a_tensor_that_was_replaced_while_the_former_is_kept() -> None:
+    """It cannot be told at once; a checkpoint and the steps after it agree."""
+    p = parameter(3)
+    optimizer = adapted.Adam([p])
+    step(optimizer, 0)
+    kept = optimizer.state[p]["exp_avg"]
+    optimizer.state[p]["exp_avg"] = torch.zeros(3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert kept.any()
+    assert not saved["state"][0]["exp_avg"].any()
+    step(optimizer, 1)
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.1 * p.grad)
+
+
+def test_two_optimizers_over_one_state() -> None:
+    ours, theirs = both("Adam", [(3,)])
+    for each in (ours, theirs):
+        step(each, 0)
+        other = copy.copy(each)
+        for k in range(1, 6):
+            step(other if k % 2 else each, k)
+    assert_same(ours, theirs)

@@ -131,6 +131,52 @@ def test_a_refused_step_leaves_the_optimizer_with_its_state() -> None:
     assert ours.state[params_of(ours)[0]]["exp_avg"] is state
 
 
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "transposed": lambda data: data.t(),
+    "flipped and back": lambda data: data.t().contiguous().t(),
+}
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+@pytest.mark.parametrize("first", CHANGES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_is_laid_out_anew(name: str, first: str, change: str) -> None:
+    """Also over the same memory; the state goes by positions, as PyTorch's does."""
+    arguments = {"lr": 0.1, "momentum": 0.9} if name == "SGD" else {}
+    ours, theirs = both(name, [(3, 3)], **arguments)
+    for each in (ours, theirs):
+        (p,) = params_of(each)
+        step(each, 0)
+        for k, do in enumerate([first, change]):
+            p.data = CHANGES[do](p.data)
+            for seed in (2 * k + 1, 2 * k + 2):
+                p.grad = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)).to(p.dtype)
+                each.step()
+    (p,), (q,) = params_of(ours), params_of(theirs)
+    torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
+
+
+def test_data_of_another_dtype() -> None:
+    p = parameter(3)
+    optimizer = adapted.Adam([p])
+    step(optimizer, 0)
+    p.data = p.data.double()
+    p.grad = torch.ones(3, dtype=torch.float64)
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].dtype == torch.float64
+    assert optimizer.state[p]["step"] == 2
+
+
+def test_data_that_is_a_part_of_what_it_was() -> None:
+    p = parameter(4, 3)
+    optimizer = adapted.SGD([p], lr=1.0)
+    step(optimizer, 0)
+    p.data = p.data[:2]
+    before = p.detach().clone()
+    step(optimizer, 1)
+    assert torch.equal(p, before - p.grad)
+
+
 # State.
 
 

@@ -248,6 +248,33 @@ def test_layouts(name: str, layout: str) -> None:
         assert torch.equal(value, optimizers[1].state[odd][key])
 
 
+def test_the_sign_of_a_gradient_that_autograd_left_to_its_reader() -> None:
+    """One element of a conjugate's imaginary part: contiguous, with PyTorch's negative bit."""
+    q, plain = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.tensor(2.0))
+    (torch.complex(torch.zeros(()), q).conj() * (1 + 2j)).real.backward()
+    assert q.grad.is_neg()
+    plain.grad = q.grad.clone()
+    for p in (q, plain):
+        adapted.SGD([p], lr=0.5).step()
+    assert torch.equal(q, plain)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3)], ids=str)
+def test_the_sign_of_a_parameter_with_the_negative_bit(shape: tuple[int, ...]) -> None:
+    """Of more elements than one it has gaps, and its gradient too."""
+    plain = torch.nn.Parameter(torch.randn(shape))
+    odd = torch.nn.Parameter(torch.complex(torch.zeros(shape), -plain.detach()).conj().imag)
+    assert odd.is_neg()
+    gradient = torch.complex(torch.zeros(shape), torch.randn(shape)).conj().imag
+    optimizers = [adapted.Adam([p]) for p in (plain, odd)]
+    for p, optimizer in zip((plain, odd), optimizers, strict=True):
+        p.grad = gradient
+        optimizer.step()
+        optimizer.step()
+    assert torch.equal(plain, odd)
+    assert torch.equal(optimizers[0].state[plain]["exp_avg"], optimizers[1].state[odd]["exp_avg"])
+
+
 def test_small_updates_of_16_bit_parameters_are_not_lost() -> None:
     """Slots are float32 there; PyTorch's second moments, in bfloat16, stop moving."""
     p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))

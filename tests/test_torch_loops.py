@@ -427,6 +427,68 @@ def test_dtypes_that_are_none_are_refused() -> None:
         adapted.Adam([p]).step()
 
 
+class Wrapped(torch.Tensor):  # type: ignore[misc,name-defined]
+    """A tensor whose elements are elsewhere, as DTensor's."""
+
+    @staticmethod
+    def __new__(cls, elements: Any) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, elements.shape, dtype=elements.dtype)
+
+    def __init__(self, elements: Any) -> None:
+        self.elements = elements
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [arg.elements if isinstance(arg, Wrapped) else arg for arg in args]
+        out = function(*plain, **(kwargs or {}))
+        return Wrapped(out) if isinstance(out, torch.Tensor) else out
+
+
+def of_fake_elements(values: Any) -> Any:
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        return torch.nn.Parameter(torch.empty(values.shape))
+
+
+WITHOUT_MEMORY: dict[str, Any] = {
+    "Wrapped": lambda values: torch.nn.Parameter(Wrapped(values)),
+    "FakeTensor": of_fake_elements,
+    "meta": lambda values: torch.nn.Parameter(values.to("meta")),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_MEMORY)
+@pytest.mark.parametrize("strided", [False, True])
+def test_parameters_without_memory_are_refused(kind: str, strided: bool) -> None:
+    values = torch.ones(2, 3).t() if strided else torch.ones(2, 3)
+    p, other = WITHOUT_MEMORY[kind](values), torch.nn.Parameter(torch.ones(2))
+    p.grad, other.grad = torch.zeros_like(p), torch.ones(2)
+    optimizer = adapted.Adam([{"params": [other]}, {"params": [p], "amsgrad": True}])
+    with pytest.raises(TypeError, match=rf"Adam\.step: a parameter of shape .* no memory.*{kind}.*to_local"):
+        optimizer.step()
+    assert torch.equal(other, torch.ones(2))
+
+
+def test_gradients_without_memory_are_refused() -> None:
+    p, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    p.grad, other.grad = torch._efficientzerotensor(2), torch.ones(2)
+    optimizer = adapted.Adam([{"params": [other]}, {"params": [p], "amsgrad": True}])
+    with pytest.raises(TypeError, match=r"the gradient of a parameter of shape \(2,\) .* no memory.*clone"):
+        optimizer.step()
+    assert torch.equal(other, torch.ones(2))
+
+
+def test_an_expanded_parameter_is_refused_whole() -> None:
+    p = torch.nn.Parameter(torch.ones(1, 3).expand(2, 3))
+    p.grad = torch.ones(2, 3)
+    optimizer = adapted.Adam([p])
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"shape \(2, 3\) has elements that share memory \(strides \(0, 1\)"
+        ):
+            optimizer.step()
+    assert not optimizer.state
+
+
 def test_max_norm_needs_one_rule() -> None:
     params = parameters()
     optimizer = adapted.Adam([{"params": params[:2], "amsgrad": True}, {"params": params[2:]}], max_norm=1.0)

@@ -153,7 +153,7 @@ class Fused(torch.optim.Optimizer):
         parts = self._current_parts()
         if len(parts) > 1:
             for part in parts:  # before the first one changes anything
-                part.refuse_sparse()
+                part.refuse_gradients()
         for k in range(len(parts)):
             try:
                 parts[k].step()
@@ -299,7 +299,7 @@ class _Seen:
 
 
 class _MovedError(Exception):
-    """Parameters have other memory than when their part was made."""
+    """Parameters lie elsewhere, or in another way, than when their part was made."""
 
 
 class Part:
@@ -317,8 +317,9 @@ class Part:
         positions = {id(group): k for k, group in enumerate(self.groups)}
         self.group_of = [positions[id(group)] for _, group, _ in members]
         self.rule, self.hyperparameters = rule, _native.rules()[rule][1]
-        self.memory = [p.data_ptr() for p in self.params]
         self.odd = {i: odd for i, p in enumerate(self.params) if (odd := odd_layout(p, self.who)) is not None}
+        self.places = [place_of(p) for p in self.params]
+        self.single = [i for i, p in enumerate(self.params) if p.numel() == 1]
 
         names = [name for _, _, name in members]
         variables: list[Any] = list(self.params)
@@ -407,15 +408,20 @@ class Part:
             return
         for i, odd in self.odd.items():
             if grads[i] is not None:
-                odd.read(self.memory[i])
+                if place_of(self.params[i]) != self.places[i]:
+                    raise _MovedError
+                odd.read()
                 grads[i] = odd.gradient(grads[i])
+        for i in self.single:  # of more elements, those that are to be negated have gaps, and are copied
+            if grads[i] is not None and grads[i].is_neg():
+                grads[i] = grads[i].resolve_neg()
         self._choose_coefficients(absent)
         try:
             self.plan.step(grads, None, 1.0)
         except (TypeError, ValueError) as error:
-            if self.memory != [p.data_ptr() for p in self.params]:
+            if self.places != [place_of(p) for p in self.params]:
                 raise _MovedError from error
-            self.refuse_sparse()
+            self.refuse_gradients()
             raise type(error)(str(error).replace(".apply: ", ".step: ", 1)) from None
         for i, odd in self.odd.items():
             if grads[i] is not None:
@@ -473,13 +479,21 @@ class Part:
             [float(NUMBERS[name](group)) for name in self.hyperparameters],
         )
 
-    def refuse_sparse(self) -> None:
-        """Raise where a gradient is sparse."""
+    def refuse_gradients(self) -> None:
+        """Raise where a gradient is sparse, or has no memory."""
         for p in self.params:
-            if p.grad is not None and p.grad.layout != torch.strided:
+            if p.grad is None:
+                continue
+            what = f"{self.who}.step: the gradient of a parameter of shape {tuple(p.shape)}"
+            if p.grad.layout != torch.strided:
                 raise TypeError(
-                    f"{self.who}.step: the gradient of a parameter of shape {tuple(p.shape)} has the layout"
-                    f" {p.grad.layout}, but must be dense; pass sparse=False to its layer"
+                    f"{what} has the layout {p.grad.layout}, but must be dense; pass sparse=False to its"
+                    " layer"
+                ) from None
+            if p.grad.data_ptr() == 0 and p.grad.numel() > 0:
+                raise TypeError(
+                    f"{what} has no memory of its own ({type(p.grad).__name__}), but must have; set p.grad to"
+                    " p.grad.clone(), or of a DTensor to p.grad.to_local()"
                 ) from None
 
 
@@ -490,10 +504,8 @@ class Permuted:
         self.p = p
         self.variable = in_memory_order(p.detach())
 
-    def read(self, memory: int) -> None:
-        """Raise where the parameter has other memory than it had."""
-        if self.p.data_ptr() != memory or self.p.numel() != self.variable.numel():
-            raise _MovedError
+    def read(self) -> None:
+        """Do nothing: the step reads the parameter."""
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient in the order of the parameter's memory."""
@@ -512,16 +524,14 @@ class Permuted:
 
 
 class Gapped:
-    """A parameter with gaps, as a slice of another tensor is: updated through a copy."""
+    """A parameter with gaps, as a slice of another tensor is, or the negative bit: updated through a copy."""
 
     def __init__(self, p: Tensor) -> None:
         self.p = p
         self.variable = p.detach().clone(memory_format=torch.contiguous_format)
 
-    def read(self, memory: int) -> None:
-        """Copy the parameter, or raise where it has other memory than it had."""
-        if self.p.data_ptr() != memory or self.p.shape != self.variable.shape:
-            raise _MovedError
+    def read(self) -> None:
+        """Copy the parameter."""
         self.variable.copy_(self.p)
 
     def gradient(self, grad: Tensor) -> Tensor:
@@ -538,15 +548,42 @@ class Gapped:
 
 
 def odd_layout(p: Tensor, who: str) -> Permuted | Gapped | None:
-    """Return how a parameter is updated that is not contiguous, None for one that is."""
+    """Return how a parameter is updated that does not lie as it is read, None for one that does."""
+    what = f"{who}.step: a parameter of shape {tuple(p.shape)}"
     if p.is_complex():
         raise TypeError(
-            f"{who}.step: a parameter of shape {tuple(p.shape)} has dtype {p.dtype}, but must be real; make"
-            f" it of torch.view_as_real, or use torch.optim.{who}"
+            f"{what} has dtype {p.dtype}, but must be real; make it of torch.view_as_real, or use"
+            f" torch.optim.{who}"
         )
+    if not has_memory(p):
+        raise TypeError(
+            f"{what} has no memory of its own ({type(p).__name__} on {p.device}), but must have; pass the"
+            f" tensor that has its elements, of a DTensor p.to_local(), or use torch.optim.{who}"
+        )
+    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(
+            f"{what} has elements that share memory (strides {p.stride()}), but each must have its own; make"
+            " it of x.clone()"
+        )
+    if p.is_neg():  # its memory has what is to be negated
+        return Gapped(p)
     if p.is_contiguous():
         return None
     return Permuted(p) if torch.empty_like(p).stride() == p.stride() else Gapped(p)
+
+
+def has_memory(p: Tensor) -> bool:
+    """Whether a tensor has memory of its own, as DTensors, FakeTensors and those on "meta" have not."""
+    try:
+        storage = p.untyped_storage()
+        return bool(p.numel() == 0 or (storage.device.type != "meta" and storage.data_ptr() != 0))
+    except RuntimeError:  # it has not even a place for one
+        return False
+
+
+def place_of(p: Tensor) -> tuple[Any, ...]:
+    """Return where and how a tensor lies in memory."""
+    return p.data_ptr(), p.shape, p.stride(), p.dtype
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """fusedstep.torch where groups, parameters and state are changed by hand between steps."""
 
 import copy
+import pickle
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -156,6 +157,22 @@ def test_data_that_is_laid_out_anew(name: str, first: str, change: str) -> None:
     torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
 
 
+def test_data_that_moves_between_the_calls_of_one_step() -> None:
+    """Every parameter is updated once, also where parts are made anew after the first of them."""
+    params = [parameter(3, seed=k) for k in range(3)]
+    groups = [{"params": params[:1]}, {"params": params[1:2], "maximize": True}, {"params": params[2:]}]
+    optimizer = adapted.SGD(groups, lr=1.0, momentum=0.5)
+    step(optimizer, 0)
+    for p in params[1:]:
+        p.data = p.data.clone()
+    before = [(p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()) for p in params]
+    step(optimizer, 1)
+    for p, (value, momentum), sign in zip(params, before, (-1, 1, -1), strict=True):
+        momentum = 0.5 * momentum - sign * p.grad
+        torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], momentum)
+        torch.testing.assert_close(p.detach(), value - momentum)
+
+
 def test_data_of_another_dtype() -> None:
     p = parameter(3)
     optimizer = adapted.Adam([p])
@@ -296,6 +313,158 @@ def test_a_tensor_that_was_replaced_while_the_former_is_kept() -> None:
     assert not saved["state"][0]["exp_avg"].any()
     step(optimizer, 1)
     torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.1 * p.grad)
+
+
+def make_again(optimizer: Any, way: str) -> Any:
+    if way == "add_param_group":
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+        params_of(optimizer)[-1].grad = torch.zeros(1)
+        return optimizer
+    if way == "pickle":
+        return pickle.loads(pickle.dumps(optimizer))
+    other = type(optimizer)([torch.nn.Parameter(p.detach().clone()) for p in params_of(optimizer)], ema=0.75)
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("way", ["add_param_group", "pickle", "load_state_dict"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_averages_go_on_after_a_remake(momentum: float, way: str) -> None:
+    optimizer = adapted.SGD([parameter(3)], lr=0.1, momentum=momentum, ema=0.75)
+    expected: Any = None
+    for k in range(6):
+        step(optimizer, k)
+        now = params_of(optimizer)[0].detach().clone()
+        expected = now if expected is None else 0.75 * expected + 0.25 * now
+        if k == 2:
+            optimizer = make_again(optimizer, way)
+    torch.testing.assert_close(optimizer.state[params_of(optimizer)[0]]["ema"], expected)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_the_average_of_a_late_parameter_starts_with_it(name: str) -> None:
+    """As that of the first ones: the average is the parameter after its first update."""
+    p, late, added = parameter(3), parameter(3, seed=1), parameter(2, seed=2)
+    optimizer = getattr(adapted, name)([p, late], lr=0.1, ema=0.75)
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    optimizer.add_param_group({"params": [added]})
+    step(optimizer, 3)
+    for one in (late, added):
+        assert torch.equal(optimizer.state[one]["ema"], one)
+    before = late.detach().clone()
+    step(optimizer, 4)
+    torch.testing.assert_close(optimizer.state[late]["ema"], 0.75 * before + 0.25 * late)
+
+
+def test_averages_that_nobody_keeps_are_refused() -> None:
+    """Those of a state that was loaded are of then."""
+    optimizer = adapted.SGD([parameter(3)], lr=0.1, ema=0.75)
+    step(optimizer, 0)
+    other = adapted.SGD([parameter(3)], lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    step(other, 1)
+    with (
+        pytest.raises(RuntimeError, match=r"SGD\.averaged: there are no averages; pass ema=0\.999"),
+        other.averaged(),
+    ):
+        pass
+
+
+def test_a_largest_norm_that_is_changed_counts_at_once() -> None:
+    p = parameter(3)
+    optimizer = adapted.SGD([p], lr=1.0, max_norm=100.0)
+    step(optimizer, 0)
+    optimizer.max_norm = 0.001
+    before = p.detach().clone()
+    step(optimizer, 1)
+    assert (p - before).norm().item() == pytest.approx(0.001, rel=1e-2)
+    optimizer.max_norm = 0
+    with pytest.raises(ValueError, match=r"SGD: max_norm must lie in \(0, inf\)"):
+        step(optimizer, 2)
+
+
+def test_no_norm_of_a_step_without_gradients() -> None:
+    p = parameter(3)
+    optimizer = adapted.SGD([p], lr=1.0, max_norm=1.0)
+    step(optimizer, 0)
+    assert optimizer.gradient_norm is not None
+    p.grad = None
+    optimizer.step()
+    assert optimizer.gradient_norm is None
+
+
+def test_hooks_after_loading_have_the_last_word() -> None:
+    optimizer = adapted.SGD([parameter(3)], lr=0.1, momentum=0.9)
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    seen = []
+
+    def halve(optimizer: Any) -> None:
+        for state in optimizer.state.values():
+            seen.append(state["momentum_buffer"].clone())
+            state["momentum_buffer"] = state["momentum_buffer"] / 2
+
+    for hook in (halve, clear):
+        other = adapted.SGD([parameter(3)], lr=0.1, momentum=0.9)
+        other.register_load_state_dict_post_hook(hook)
+        other.load_state_dict(saved)
+        if hook is halve:
+            (state,) = other.state.values()
+            assert torch.equal(seen[0], saved["state"][0]["momentum_buffer"])
+            assert torch.equal(state["momentum_buffer"], seen[0] / 2)
+        else:
+            assert not other.state
+        assert len(other._optimizer_load_state_dict_post_hooks) == 1
+
+
+def test_adagrad_starts_every_parameter_from_its_group() -> None:
+    late, cleared = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = adapted.Adagrad([cleared], lr=1.0, initial_accumulator_value=3.0, eps=0.0)
+    optimizer.add_param_group({"params": [late], "initial_accumulator_value": 8.0})
+    optimizer.state.clear()
+    for p in (late, cleared):
+        p.grad = torch.ones(2)
+    optimizer.step()
+    assert late.tolist() == pytest.approx([1 - 1 / 3] * 2)
+    assert cleared.tolist() == pytest.approx([0.5] * 2)
+
+
+def test_names_that_fit_no_more() -> None:
+    """They are for messages alone."""
+    named = [(f"p{k}", parameter(2, seed=k)) for k in range(3)]
+    optimizer = adapted.SGD(named, lr=0.1)
+    del optimizer.param_groups[0]["params"][0]
+    step(optimizer, 0)
+    optimizer.param_groups[0]["params"] += [parameter(2, seed=8), parameter(2, seed=9)]
+    step(optimizer, 1)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "NAdam"])
+def test_a_state_of_another_shape_is_refused(name: str) -> None:
+    arguments = {"momentum": 0.9} if name == "SGD" else {}
+    p, slot = parameter(3, 2), "momentum_buffer" if name == "SGD" else "exp_avg"
+    for names in (True, False):
+        optimizer = getattr(adapted, name)([("w", p)] if names else [p], lr=0.1, **arguments)
+        step(optimizer, 0)
+        optimizer.state[p][slot] = torch.zeros(2)
+        before, title = p.detach().clone(), "parameter 'w'" if names else r"a parameter of shape \(3, 2\)"
+        with pytest.raises(ValueError, match=rf"state '{slot}' of {title} has shape \(2,\),.*\(3, 2\)"):
+            step(optimizer, 1)
+        assert torch.equal(p, before)
+        optimizer.state[p][slot] = torch.zeros(3, 2)
+        if name != "SGD":
+            optimizer.state[p]["step"] = torch.zeros(2)
+            with pytest.raises(ValueError, match=r"'step'.* \(2,\)"):
+                step(optimizer, 1)
+
+
+def test_groups_that_become_differentiable_are_refused() -> None:
+    optimizer = adapted.Adam([parameter(2)])
+    optimizer.add_param_group({"params": [parameter(3)], "differentiable": True})
+    with pytest.raises(ValueError, match="Adam: differentiable is True"):
+        step(optimizer, 0)
 
 
 def test_two_optimizers_over_one_state() -> None:

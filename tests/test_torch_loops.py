@@ -361,7 +361,32 @@ def test_pytorch_has_neither_lion_nor_lamb() -> None:
             cls(params, betas=(1.0, 0.9))
 
 
+@pytest.mark.parametrize("name", ["Lion", "Lamb"])
+def test_a_learning_rate_in_a_tensor_stays_one(name: str) -> None:
+    rate, params = torch.tensor(0.5), parameters(1)
+    optimizer = getattr(adapted, name)(params, lr=rate)
+    assert optimizer.param_groups[0]["lr"] is rate
+    rate.fill_(0.0)
+    before = values(params)
+    walk(optimizer, params, range(1))
+    assert equal(params, before)
+
+
 # Refusals.
+
+
+@pytest.mark.parametrize("name", ["Lion", "Lamb"])
+def test_arguments_of_what_pytorch_lacks(name: str) -> None:
+    cls, params = getattr(adapted, name), parameters(1)
+    for betas in ((0.9, 0.99, 0.5), 0.9, None, (0.9,)):
+        with pytest.raises(TypeError, match=rf"{name}: betas must be two numbers in \[0, 1\), got"):
+            cls(params, betas=betas)
+    with pytest.raises(ValueError, match=rf"{name}: lr must be a number or a tensor of one element, got"):
+        cls(params, lr=torch.ones(2))
+    with pytest.raises(TypeError, match=rf"{name}: lr must be a real number, got None"):
+        cls(params, lr=None)
+    with pytest.raises(ValueError, match=rf"{name}: lr must lie in \[0, inf\), got -1"):
+        cls(params, lr=torch.tensor(-1.0))
 
 
 def test_arguments_are_checked_as_pytorch_does() -> None:
@@ -487,6 +512,33 @@ def test_an_expanded_parameter_is_refused_whole() -> None:
         ):
             optimizer.step()
     assert not optimizer.state
+
+
+def refusal(*params: Any, names: bool = False, lr: float = 0.1) -> str:
+    optimizer = adapted.SGD([(f"p{k}", p) for k, p in enumerate(params)] if names else params, lr=lr)
+    with pytest.raises((TypeError, ValueError)) as refused:
+        optimizer.step()
+    return str(refused.value)
+
+
+def test_refusals_speak_of_parameters() -> None:
+    memory = torch.ones(5)
+    first, second = torch.nn.Parameter(memory[:3]), torch.nn.Parameter(memory[2:])
+    first.grad, second.grad = torch.ones(3), torch.ones(3)
+    assert refusal(first, second, names=True) == (
+        "SGD.step: parameter 'p0' and parameter 'p1' share memory; every parameter must have its own"
+    )
+    assert refusal(first, lr=1e300) == "SGD: lr must be finite in float32, got 1e+300"
+    third = torch.nn.Parameter(torch.ones(3))
+    third.grad = second.data
+    assert refusal(first, third) == (
+        "SGD.step: the gradient of a parameter of shape (3,) shares memory with a parameter of shape (3,),"
+        " which this step writes; pass p.grad.clone()"
+    )
+    whole = torch.nn.Parameter(torch.ones(2, dtype=torch.int32), requires_grad=False)
+    whole.grad = torch.ones(2, dtype=torch.int32)
+    assert "a parameter of shape (2,) is of type" in refusal(whole)
+    assert "variable" not in refusal(whole)
 
 
 def test_max_norm_needs_one_rule() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import math
 import operator
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -66,6 +67,24 @@ NUMBERS: dict[str, Callable[[Group], float]] = {
     "form": lambda group: 1.0,  # PyTorch's
 }
 
+# What messages of the native code call things, and what they are here.
+WORDS = {
+    ".apply: ": ".step: ",
+    ".build: ": ".step: ",
+    "learning_rate times a variable's multiplier must": "lr must",
+    "got 1.0 * ": "got ",
+    "forget(variables) and build again": "make a new optimizer",
+    "every variable": "every parameter",
+    "its variable": "its parameter",
+    "its own variable": "its own parameter",
+    "a variable must": "a parameter must",
+    "numpy.ascontiguousarray(w)": "w.contiguous()",
+    "numpy.array(w)": "w.clone()",
+    "g.copy()": "p.grad.clone()",
+    "cupy.asnumpy(g)": "p.grad.cpu()",
+    "pass NumPy arrays, for example cupy.asnumpy(x)": "use torch.optim, or parameters on the CPU",
+}
+
 
 class Fused(torch.optim.Optimizer):
     """What all optimizers of this module share; use one of them.
@@ -80,8 +99,10 @@ class Fused(torch.optim.Optimizer):
             Euclidean norm is larger, in (0, inf); ``p.grad`` stays as it is. None for no clipping.
             :attr:`gradient_norm` tells the norm.
         ema: keep an average of every parameter, ``average = ema*average + (1 - ema)*p`` after each step, in
-            [0, 1]; it is ``state[p]["ema"]``, and :meth:`averaged` puts it into the parameters. None for no
-            average.
+            [0, 1]; it starts as the parameter after its first update. It is ``state[p]["ema"]``, and
+            :meth:`averaged` puts it into the parameters. None for no average.
+
+    ``max_norm`` and ``ema`` are attributes too, and may be changed between steps.
 
     ``foreach``, ``fused`` and ``capturable`` choose between implementations of PyTorch and change nothing
     here; ``differentiable=True`` is refused.
@@ -93,6 +114,7 @@ class Fused(torch.optim.Optimizer):
 
     _slots: ClassVar[dict[str, str]] = {}  # PyTorch's names, by the rule's
     _counts_in_state: ClassVar[bool] = True  # whether PyTorch's state has "step"
+    _initial: ClassVar[dict[str, str]] = {}  # where a group has the first value of what is in the state
 
     # Not of PyTorch's pickles: made again when it is missing.
     _parts: "list[Part] | None" = None
@@ -114,13 +136,18 @@ class Fused(torch.optim.Optimizer):
     def __init__(
         self, *args: Any, max_norm: float | None = None, ema: float | None = None, **kwargs: Any
     ) -> None:
-        who = type(self).__name__
-        if max_norm is not None:
-            self.max_norm = real_in(max_norm, f"{who}: max_norm", "(0, inf)")
-        if ema is not None:
-            self.ema = real_in(ema, f"{who}: ema", "[0, 1]")
         super().__init__(*args, **kwargs)
         self._step_supports_amp_scaling = False  # a GradScaler divides the gradients itself
+        self.max_norm, self.ema = max_norm, ema
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Check what PyTorch does not, or not where a group or an attribute is changed later."""
+        who = type(self).__name__
+        if self.max_norm is not None:
+            self.max_norm = real_in(self.max_norm, f"{who}: max_norm", "(0, inf)")
+        if self.ema is not None:
+            self.ema = real_in(self.ema, f"{who}: ema", "[0, 1]")
         if any(group.get("differentiable") for group in self.param_groups):
             raise ValueError(
                 f"{who}: differentiable is True, but steps are not recorded by autograd; leave it out, or use"
@@ -166,9 +193,10 @@ class Fused(torch.optim.Optimizer):
     def gradient_norm(self) -> float | Tensor | None:
         """The Euclidean norm of all gradients of the last step, before ``max_norm`` clipped them.
 
-        Of parameters on a GPU, a tensor there: the last step's, until the next one.
+        None where there were none, and without ``max_norm``. Of parameters on a GPU, a tensor there: the last
+        step's, until the next one.
         """
-        norm = self._parts[0].plan.norm if self._parts else None
+        norm = self._parts[0].plan.norm if self._parts and not self._parts[0].idle else None
         return torch.from_dlpack(norm) if isinstance(norm, _native.DeviceArray) else norm
 
     @contextlib.contextmanager
@@ -177,9 +205,10 @@ class Fused(torch.optim.Optimizer):
         """Have the averages that ``ema`` keeps in the parameters, until the end of the ``with`` block.
 
         Raises:
-            RuntimeError: there are none.
+            RuntimeError: there are none, or none that this optimizer keeps.
         """
-        averages = {p: state["ema"] for p, state in self.state.items() if "ema" in state}
+        kept = self.state.items() if self.ema is not None else ()
+        averages = {p: state["ema"] for p, state in kept if "ema" in state}
         if not averages:
             raise RuntimeError(f"{type(self).__name__}.averaged: there are no averages; pass ema=0.999")
         before = {p: p.detach().clone() for p in averages}
@@ -204,17 +233,25 @@ class Fused(torch.optim.Optimizer):
         It is copied as it is, where PyTorch would round it to the dtype of the parameters.
         """
         given: list[dict[str, Any]] = []  # as the other hooks leave it
-        hook = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+
+        def copy_exactly(optimizer: Fused) -> None:
+            numbers = [number for group in given[0]["param_groups"] for number in group["params"]]
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, p in zip(numbers, params, strict=True):
+                for name, value in given[0]["state"].get(number, {}).items():
+                    if isinstance(value, Tensor):
+                        loaded = optimizer.state[p]
+                        loaded[name] = value.to(loaded[name].device, copy=True)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(lambda _, state: given.append(state)),
+            self.register_load_state_dict_post_hook(copy_exactly, prepend=True),
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
-            hook.remove()
-        numbers = [number for group in given[0]["param_groups"] for number in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, params, strict=True):
-            for name, value in given[0]["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][name] = value.to(self.state[p][name].device, copy=True)
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "max_norm": self.max_norm, "ema": self.ema}
@@ -234,10 +271,13 @@ class Fused(torch.optim.Optimizer):
 
     def _make_parts(self) -> "list[Part]":
         """Sort the parameters that have a gradient, or had one, by what one native call can do."""
+        self._check_options()
         members: dict[Any, list[tuple[Tensor, Group, str]]] = {}
         waiting = []
         for group in self.param_groups:
-            rule, names = self._rule(group), group.get("param_names") or [""] * len(group["params"])
+            rule, names = self._rule(group), group.get("param_names") or []
+            if len(names) != len(group["params"]):  # a list that was edited; they are for messages alone
+                names = [""] * len(group["params"])
             for p, name in zip(group["params"], names, strict=True):
                 if p.grad is None and not self.state.get(p):
                     waiting.append(p)
@@ -270,7 +310,11 @@ class _Seen:
 
     @staticmethod
     def settings_of(optimizer: Fused) -> list[Any]:
-        return [(optimizer._rule(group), bool(group["maximize"])) for group in optimizer.param_groups]
+        of_groups = [
+            (optimizer._rule(group), bool(group["maximize"]), group.get("differentiable"))
+            for group in optimizer.param_groups
+        ]
+        return [optimizer.max_norm, optimizer.ema, *of_groups]
 
     def is_all_of(self, optimizer: Fused) -> bool:
         """Whether the optimizer has nothing else, and none of those that wait have a gradient."""
@@ -309,6 +353,7 @@ class Part:
         self, optimizer: Fused, rule: str, maximize: bool, members: list[tuple[Tensor, Group, str]]
     ) -> None:
         self.who = type(optimizer).__name__
+        self.averages = optimizer.ema is not None
         self.params = [p for p, _, _ in members]
         self.groups: list[Group] = []
         for _, group, _ in members:
@@ -317,24 +362,22 @@ class Part:
         positions = {id(group): k for k, group in enumerate(self.groups)}
         self.group_of = [positions[id(group)] for _, group, _ in members]
         self.rule, self.hyperparameters = rule, _native.rules()[rule][1]
-        self.odd = {i: odd for i, p in enumerate(self.params) if (odd := odd_layout(p, self.who)) is not None}
+        self.names = [name for _, _, name in members]
+        self.odd: dict[int, Permuted | Gapped] = {}
+        for i, p in enumerate(self.params):
+            odd = odd_layout(p, self.who, title_of(p, self.names[i]))
+            if odd is not None:
+                self.odd[i] = odd
         self.places = [place_of(p) for p in self.params]
         self.single = [i for i, p in enumerate(self.params) if p.numel() == 1]
 
-        names = [name for _, _, name in members]
         variables: list[Any] = list(self.params)
         for i, odd in self.odd.items():
             variables[i] = odd.variable
-        self.plan = _native.Plan(
-            self.who,
-            rule,
-            False,
-            optimizer.ema is not None,
-            variables,
-            names if all(names) and len(set(names)) == len(names) else [],
-            {},
-            [],
-        )
+        try:
+            self.plan = _native.Plan(self.who, rule, False, self.averages, variables, [], {}, [])
+        except (TypeError, ValueError) as error:
+            raise self.in_words_of_torch(error) from None
         options = _native.Options()
         options.maximize = maximize
         options.global_clipnorm = optimizer.max_norm
@@ -348,6 +391,8 @@ class Part:
         )
         self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
+        self.without_average: list[int] = []  # until their first update
+        self.idle = False  # whether no parameter had a gradient in the last step
         self.lost: list[Any] = []  # what is in the state no more
         self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
         self.in_state: list[dict[str, weakref.ref[Tensor]]] = []
@@ -369,13 +414,26 @@ class Part:
         if self.rule == "nadam":
             live["mu_product"] = torch.from_numpy(self.carried)[index]
         state = optimizer.state.get(self.params[index]) or {}
+        if self.averages and state.get("ema") is None:
+            self.without_average.append(index)
         for name, tensor in live.items():
             value = state.get(name)
             if value is not None:
-                tensor.copy_(torch.as_tensor(value))
+                self._copy_state(index, name, tensor, torch.as_tensor(value))
                 if not optimizer._counts_in_state and name != "ema":
                     updates.fill_(1)  # all that counts there is whether it is the first
+            elif name in optimizer._initial:
+                tensor.fill_(self.groups[self.group_of[index]][optimizer._initial[name]])
         return live
+
+    def _copy_state(self, index: int, name: str, tensor: Tensor, value: Tensor) -> None:
+        if value.shape != tensor.shape:
+            title = title_of(self.params[index], self.names[index])
+            raise ValueError(
+                f"{self.who}.step: state '{name}' of {title} has shape {tuple(value.shape)}, but must have"
+                f" {tuple(tensor.shape)}; load the state of the same parameter, or delete it"
+            )
+        tensor.copy_(value)
 
     def put_into(self, state: Any) -> None:
         """Put the live tensors into the state; what takes their place there is told by ``lost``."""
@@ -404,7 +462,8 @@ class Part:
     def step(self) -> None:
         """Make the native call, unless no parameter has a gradient."""
         grads, absent = _native.attributes_of(self.params, "grad")
-        if len(absent) == len(grads):
+        self.idle = len(absent) == len(grads)
+        if self.idle:
             return
         for i, odd in self.odd.items():
             if grads[i] is not None:
@@ -422,7 +481,7 @@ class Part:
             if self.places != [place_of(p) for p in self.params]:
                 raise _MovedError from error
             self.refuse_gradients()
-            raise type(error)(str(error).replace(".apply: ", ".step: ", 1)) from None
+            raise self.in_words_of_torch(error) from None
         for i, odd in self.odd.items():
             if grads[i] is not None:
                 odd.write()
@@ -436,7 +495,15 @@ class Part:
         if self.rule == "nadam":
             for k, members in enumerate(self.members_of):
                 self.carried[members] = self.plan.carried_of(k)
+        if self.without_average:
+            self._start_averages(absent)
         self.counted = self._counts()
+
+    def _start_averages(self, absent: list[int]) -> None:
+        """Start the averages of those that had their first update, with the parameter."""
+        for i in set(self.without_average).difference(absent):
+            self._tensor_of_slot(i, "average").copy_(self.params[i])
+        self.without_average = [i for i in self.without_average if i in absent]
 
     def _counts(self) -> tuple[bytes, bytes]:
         return self.updates.tobytes(), self.carried.tobytes()
@@ -450,7 +517,8 @@ class Part:
                 self.plan.set_groups(self._sets(numbers, carried), None)
                 self.numbers = numbers
             return
-        self.plan.updates = self.plan.calls = int(self.updates.max())
+        # (Not 0 where there are averages: all of them would start there.)
+        self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.averages))
         behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
         keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
         position = {key: k for k, key in enumerate(dict.fromkeys(keys))}
@@ -479,12 +547,24 @@ class Part:
             [float(NUMBERS[name](group)) for name in self.hyperparameters],
         )
 
+    def in_words_of_torch(self, error: Exception) -> Exception:
+        """Return the same error about parameters, where the native code says variables."""
+        message = re.sub(r"(grads|variables)\[(\d+)\]", self._title_in_message, str(error))
+        for theirs, ours in WORDS.items():
+            message = message.replace(theirs, ours)
+        return type(error)(message)
+
+    def _title_in_message(self, found: re.Match[str]) -> str:
+        index = int(found[2])
+        title = title_of(self.params[index], self.names[index])
+        return f"the gradient of {title}" if found[1] == "grads" else title
+
     def refuse_gradients(self) -> None:
         """Raise where a gradient is sparse, or has no memory."""
-        for p in self.params:
+        for p, name in zip(self.params, self.names, strict=True):
             if p.grad is None:
                 continue
-            what = f"{self.who}.step: the gradient of a parameter of shape {tuple(p.shape)}"
+            what = f"{self.who}.step: the gradient of {title_of(p, name)}"
             if p.grad.layout != torch.strided:
                 raise TypeError(
                     f"{what} has the layout {p.grad.layout}, but must be dense; pass sparse=False to its"
@@ -547,9 +627,14 @@ class Gapped:
         return slot
 
 
-def odd_layout(p: Tensor, who: str) -> Permuted | Gapped | None:
+def title_of(p: Tensor, name: str) -> str:
+    """Return what messages call a parameter."""
+    return f"parameter '{name}'" if name else f"a parameter of shape {tuple(p.shape)}"
+
+
+def odd_layout(p: Tensor, who: str, title: str) -> Permuted | Gapped | None:
     """Return how a parameter is updated that does not lie as it is read, None for one that does."""
-    what = f"{who}.step: a parameter of shape {tuple(p.shape)}"
+    what = f"{who}.step: {title}"
     if p.is_complex():
         raise TypeError(
             f"{what} has dtype {p.dtype}, but must be real; make it of torch.view_as_real, or use"
@@ -664,6 +749,7 @@ class Adagrad(Fused, torch.optim.Adagrad):
     """torch.optim.Adagrad."""
 
     _slots: ClassVar[dict[str, str]] = {"accumulator": "sum"}
+    _initial: ClassVar[dict[str, str]] = {"sum": "initial_accumulator_value"}
 
     def _rule(self, group: Group) -> str:
         return "adagrad"
@@ -721,8 +807,15 @@ class _WithBetas(torch.optim.Optimizer):
         **more: float,
     ) -> None:
         who = type(self).__name__
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(
+                f"{who}: lr must be a number or a tensor of one element, got one of shape {tuple(lr.shape)}"
+            )
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"{who}: betas must be two numbers in [0, 1), got {betas!r}")
+        real_in(lr.item() if isinstance(lr, Tensor) else lr, f"{who}: lr", "[0, inf)")
         defaults = {
-            "lr": real_in(float(lr), f"{who}: lr", "[0, inf)"),
+            "lr": lr,
             "betas": tuple(real_in(beta, f"{who}: betas", "[0, 1)") for beta in betas),
             "weight_decay": real_in(weight_decay, f"{who}: weight_decay", "[0, inf)"),
             "decoupled_weight_decay": True,

@@ -493,10 +493,11 @@ def test_parameters_without_memory_are_refused(kind: str, strided: bool) -> None
     assert torch.equal(other, torch.ones(2))
 
 
-def test_gradients_without_memory_are_refused() -> None:
+@pytest.mark.parametrize("rules", [1, 2])
+def test_gradients_without_memory_are_refused(rules: int) -> None:
     p, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     p.grad, other.grad = torch._efficientzerotensor(2), torch.ones(2)
-    optimizer = adapted.Adam([{"params": [other]}, {"params": [p], "amsgrad": True}])
+    optimizer = adapted.Adam([{"params": [other]}, {"params": [p], "amsgrad": rules == 2}])
     with pytest.raises(TypeError, match=r"the gradient of a parameter of shape \(2,\) .* no memory.*clone"):
         optimizer.step()
     assert torch.equal(other, torch.ones(2))

@@ -265,7 +265,7 @@ class Fused(torch.optim.Optimizer):
         for group in self.param_groups:
             if not math.isfinite(group["lr"]):
                 raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
-        if self._parts is None or any(part.lost for part in self._parts) or not self._seen.is_all_of(self):
+        if self._parts is None or not self._seen.is_all_of(self):
             return self._make_parts()
         return self._parts
 
@@ -290,21 +290,25 @@ class Fused(torch.optim.Optimizer):
                 " leave it out and call torch.nn.utils.clip_grad_norm_ before the step"
             )
         parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
+        lost: list[Any] = []
         for part in parts:  # after the last one that may be refused
-            part.put_into(self.state)
-        self._parts, self._seen = parts, _Seen(self, waiting)
+            part.put_into(self.state, lost)
+        self._parts, self._seen = parts, _Seen(self, waiting, lost)
         return parts
 
 
 class _Seen:
     """What parts were made of: the very objects, as an id may be another's by now."""
 
-    def __init__(self, optimizer: Fused, waiting: list[Tensor]) -> None:
+    def __init__(self, optimizer: Fused, waiting: list[Tensor], lost: list[Any]) -> None:
         self.waiting = waiting  # for a first gradient
+        self.lost = lost  # what the parts had in the state and is nowhere now
         self.settings = self.settings_of(optimizer)
         self.groups = list(optimizer.param_groups)
         self.members = [group["params"][:] for group in self.groups]
-        self.single = [[k for k, p in enumerate(members) if p.numel() == 1] for members in self.members]
+        self.single = [
+            (g, k) for g, members in enumerate(self.members) for k, p in enumerate(members) if p.numel() == 1
+        ]
         self.state = optimizer.state
         self.of_parameters = list(self.state.values())
 
@@ -320,7 +324,8 @@ class _Seen:
         """Whether the optimizer has nothing else, and none of those that wait have a gradient."""
         groups = optimizer.param_groups
         if (
-            self.settings != self.settings_of(optimizer)
+            self.lost
+            or self.settings != self.settings_of(optimizer)
             or not all(map(operator.is_, self.groups, groups))
             or self.state is not optimizer.state
             or any(p.grad is not None for p in self.waiting)
@@ -335,11 +340,7 @@ class _Seen:
                 return False
         except RuntimeError:
             return False
-        return all(
-            before[k] is group["params"][k]
-            for before, single, group in zip(self.members, self.single, groups, strict=True)
-            for k in single
-        )
+        return all(self.members[g][k] is groups[g]["params"][k] for g, k in self.single)
 
 
 class _MovedError(Exception):
@@ -393,7 +394,6 @@ class Part:
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
         self.without_average: list[int] = []  # until their first update
         self.idle = False  # whether no parameter had a gradient in the last step
-        self.lost: list[Any] = []  # what is in the state no more
         self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
         self.in_state: list[dict[str, weakref.ref[Tensor]]] = []
         self.counted: Any = None  # updates and carried after the last step
@@ -435,14 +435,13 @@ class Part:
             )
         tensor.copy_(value)
 
-    def put_into(self, state: Any) -> None:
-        """Put the live tensors into the state; what takes their place there is told by ``lost``."""
+    def put_into(self, state: Any, lost: list[Any]) -> None:
+        """Put the live tensors into the state; a reference to what is there no more goes to ``lost``."""
         for p, live in zip(self.params, self.live, strict=True):
             if live:
                 state.setdefault(p, {}).update(live)
         self.in_state = [
-            {name: weakref.ref(tensor, self.lost.append) for name, tensor in live.items()}
-            for live in self.live
+            {name: weakref.ref(tensor, lost.append) for name, tensor in live.items()} for live in self.live
         ]
         self.live = []  # the state alone has them
 

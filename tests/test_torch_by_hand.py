@@ -219,6 +219,12 @@ def empty_one_and_keep_it(optimizer: Any) -> None:
     optimizer.state[params_of(optimizer)[0]] = {}
 
 
+def swap_all(optimizer: Any) -> None:
+    optimizer.kept = dict(optimizer.state)
+    for p, state in optimizer.kept.items():
+        optimizer.state[p] = {key: value / 2 if value.ndim else value.clone() for key, value in state.items()}
+
+
 def delete_one(optimizer: Any) -> None:
     del optimizer.state[params_of(optimizer)[0]]
 
@@ -247,6 +253,7 @@ BY_HAND = [
     replace_mapping_and_keep_it,
     empty_one,
     empty_one_and_keep_it,
+    swap_all,
     delete_one,
     clone_all,
     halve_slots,
@@ -304,15 +311,27 @@ def test_counts_that_are_edited_in_place(name: str) -> None:
 def test_a_tensor_that_was_replaced_while_the_former_is_kept() -> None:
     """It cannot be told at once; a checkpoint and the steps after it agree."""
     p = parameter(3)
-    optimizer = adapted.Adam([p])
+    optimizer = adapted.Adam([parameter(3), p])
     step(optimizer, 0)
     kept = optimizer.state[p]["exp_avg"]
     optimizer.state[p]["exp_avg"] = torch.zeros(3)
     saved = copy.deepcopy(optimizer.state_dict())
     assert kept.any()
-    assert not saved["state"][0]["exp_avg"].any()
+    assert not saved["state"][1]["exp_avg"].any()
     step(optimizer, 1)
     torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.1 * p.grad)
+
+
+def test_the_only_tensor_that_a_loop_leaves_to_its_variable() -> None:
+    ours, theirs = both("SGD", [(3,)], lr=0.1, momentum=0.9)
+    for each in (ours, theirs):
+        step(each, 0)
+        for state in each.state.values():
+            for key, value in state.items():
+                state[key] = value / 2
+        step(each, 1)
+    assert value.any()
+    assert_same(ours, theirs)
 
 
 def make_again(optimizer: Any, way: str) -> Any:

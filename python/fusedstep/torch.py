@@ -109,7 +109,7 @@ class Fused(torch.optim.Optimizer):
 
     Raises:
         ValueError, TypeError: what PyTorch's class raises for its arguments; a parameter or gradient is of a
-            dtype other than float32, float64, float16 and bfloat16, or sparse.
+            dtype other than float32, float64, float16 and bfloat16, sparse, or without memory of its own.
     """
 
     _slots: ClassVar[dict[str, str]] = {}  # PyTorch's names, by the rule's
@@ -293,14 +293,15 @@ class Fused(torch.optim.Optimizer):
         lost: list[Any] = []
         for part in parts:  # after the last one that may be refused
             part.put_into(self.state, lost)
-        self._parts, self._seen = parts, _Seen(self, waiting, lost)
+        self._parts, self._seen = parts, _Seen(self, parts, waiting, lost)
         return parts
 
 
 class _Seen:
     """What parts were made of: the very objects, as an id may be another's by now."""
 
-    def __init__(self, optimizer: Fused, waiting: list[Tensor], lost: list[Any]) -> None:
+    def __init__(self, optimizer: Fused, parts: "list[Part]", waiting: list[Tensor], lost: list[Any]) -> None:
+        self.parts = parts
         self.waiting = waiting  # for a first gradient
         self.lost = lost  # what the parts had in the state and is nowhere now
         self.settings = self.settings_of(optimizer)
@@ -310,7 +311,7 @@ class _Seen:
             (g, k) for g, members in enumerate(self.members) for k, p in enumerate(members) if p.numel() == 1
         ]
         self.state = optimizer.state
-        self.of_parameters = list(self.state.values())
+        self.count = len(self.state)
 
     @staticmethod
     def settings_of(optimizer: Fused) -> list[Any]:
@@ -328,6 +329,10 @@ class _Seen:
             or self.settings != self.settings_of(optimizer)
             or not all(map(operator.is_, self.groups, groups))
             or self.state is not optimizer.state
+            or self.count != len(self.state)
+            # Nothing is lost while somebody keeps it: a loop's variable keeps the last tensor, which may be the
+            # only one, and who swaps states keeps all.
+            or not all(part.is_in(self.state, 1) for part in self.parts)
             or any(p.grad is not None for p in self.waiting)
         ):
             return False
@@ -335,8 +340,6 @@ class _Seen:
         # no answer to unless it is of one element.
         try:
             if self.members != [group["params"] for group in groups]:
-                return False
-            if self.of_parameters != list(self.state.values()):
                 return False
         except RuntimeError:
             return False
@@ -445,11 +448,11 @@ class Part:
         ]
         self.live = []  # the state alone has them
 
-    def is_in(self, state: Any) -> bool:
-        """Whether all live tensors are in the state."""
+    def is_in(self, state: Any, most: int | None = None) -> bool:
+        """Whether all live tensors are in the state, of all parameters or so many."""
         return all(
-            tensor() is state.get(p, {}).get(name)
-            for p, tensors in zip(self.params, self.in_state, strict=True)
+            tensor() is (state.get(p) or {}).get(name)
+            for p, tensors in zip(self.params[:most], self.in_state[:most], strict=True)
             for name, tensor in tensors.items()
         )
 

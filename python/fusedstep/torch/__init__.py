@@ -330,8 +330,8 @@ class _Seen:
             or not all(map(operator.is_, self.groups, groups))
             or self.state is not optimizer.state
             or self.count != len(self.state)
-            # Nothing is lost while somebody keeps it: a loop's variable keeps the last tensor, which may be the
-            # only one, and who swaps states keeps all.
+            # Nothing is lost while somebody keeps it: a loop's variable keeps the last tensor, maybe the only
+            # one, and who swaps states keeps all.
             or not all(part.is_in(self.state, 1) for part in self.parts)
             or any(p.grad is not None for p in self.waiting)
         ):

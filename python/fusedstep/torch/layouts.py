@@ -1,0 +1,106 @@
+"""How parameters lie in memory, and how those are updated that do not lie as they are read."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    raise RuntimeError(
+        f"fusedstep.torch: PyTorch is {torch.__version__}, but must be 2.10 or newer, whose tensors show"
+        " their memory through DLPack's exchange API; update it, or use torch.optim"
+    )
+
+
+class Permuted:
+    """A parameter without gaps whose axes lie in another order, as in channels_last: updated as it lies."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.p = p
+        self.variable = in_memory_order(p.detach())
+
+    def read(self) -> None:
+        """Do nothing: the step reads the parameter."""
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient in the order of the parameter's memory."""
+        if grad.layout != torch.strided:
+            return grad
+        if grad.stride() != self.p.stride():
+            grad = torch.empty_like(self.p, dtype=grad.dtype).copy_(grad)
+        return in_memory_order(grad)
+
+    def write(self) -> None:
+        """Do nothing: the step wrote the parameter."""
+
+    def as_parameter(self, slot: Tensor) -> Tensor:
+        """Return the slot with the parameter's shape and strides."""
+        return slot.as_strided(self.p.shape, self.p.stride())
+
+
+class Gapped:
+    """A parameter with gaps, as a slice of another tensor is, or the negative bit: updated through a copy."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.p = p
+        self.variable = p.detach().clone(memory_format=torch.contiguous_format)
+
+    def read(self) -> None:
+        """Copy the parameter."""
+        self.variable.copy_(self.p)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Return the gradient."""
+        return grad
+
+    def write(self) -> None:
+        """Copy the result back."""
+        self.p.copy_(self.variable)
+
+    def as_parameter(self, slot: Tensor) -> Tensor:
+        """Return the slot."""
+        return slot
+
+
+def odd_layout(p: Tensor, who: str, title: str) -> Permuted | Gapped | None:
+    """Return how a parameter is updated that does not lie as it is read, None for one that does."""
+    what = f"{who}.step: {title}"
+    if p.is_complex():
+        raise TypeError(
+            f"{what} has dtype {p.dtype}, but must be real; make it of torch.view_as_real, or use"
+            f" torch.optim.{who}"
+        )
+    if not has_memory(p):
+        raise TypeError(
+            f"{what} has no memory of its own ({type(p).__name__} on {p.device}), but must have; pass the"
+            f" tensor that has its elements, of a DTensor p.to_local(), or use torch.optim.{who}"
+        )
+    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(
+            f"{what} has elements that share memory (strides {p.stride()}), but each must have its own; make"
+            " it of x.clone()"
+        )
+    if p.is_neg():  # its memory has what is to be negated
+        return Gapped(p)
+    if p.is_contiguous():
+        return None
+    return Permuted(p) if torch.empty_like(p).stride() == p.stride() else Gapped(p)
+
+
+def has_memory(p: Tensor) -> bool:
+    """Whether a tensor has memory of its own, as DTensors, FakeTensors and those on "meta" have not."""
+    try:
+        storage = p.untyped_storage()
+        return bool(p.numel() == 0 or (storage.device.type != "meta" and storage.data_ptr() != 0))
+    except RuntimeError:  # it has not even a place for one
+        return False
+
+
+def place_of(p: Tensor) -> tuple[Any, ...]:
+    """Return where and how a tensor lies in memory."""
+    return p.data_ptr(), p.shape, p.stride(), p.dtype
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """Return a tensor without gaps as one row of all that it has."""
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

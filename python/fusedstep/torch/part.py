@@ -1,0 +1,294 @@
+"""Parameters of one device and rule: how their groups, gradients and state come to one plan and back."""
+
+import re
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fusedstep import _native
+from fusedstep.optimizers.nadam import decay_of_one_update
+from fusedstep.torch.layouts import Gapped, Permuted, odd_layout, place_of
+
+if TYPE_CHECKING:
+    from fusedstep.torch.fused import Fused
+
+Group = dict[str, Any]  # one of param_groups
+Numbers = tuple[
+    float, float, float, list[float]
+]  # learning rate, decay, L2 penalty, the rule's hyperparameters
+
+# A rule's hyperparameters, from a parameter group.
+NUMBERS: dict[str, Callable[[Group], float]] = {
+    "beta_1": lambda group: group["betas"][0],
+    "beta_2": lambda group: group["betas"][1],
+    "epsilon": lambda group: group["eps"],
+    "rho": lambda group: group["rho"] if "rho" in group else group["alpha"],
+    "momentum": lambda group: group["momentum"],
+    "dampening": lambda group: group["dampening"],
+    "learning_rate_decay": lambda group: group["lr_decay"],
+    "momentum_decay": lambda group: decay_of_one_update(float(group["momentum_decay"])),
+    "epsilon_hat": lambda group: 0.0,
+    "form": lambda group: 1.0,  # PyTorch's
+}
+
+# What messages of the native code call things, and what they are here.
+WORDS = {
+    ".apply: ": ".step: ",
+    ".build: ": ".step: ",
+    "learning_rate times a variable's multiplier must": "lr must",
+    "got 1.0 * ": "got ",
+    "forget(variables) and build again": "make a new optimizer",
+    "every variable": "every parameter",
+    "its variable": "its parameter",
+    "its own variable": "its own parameter",
+    "a variable must": "a parameter must",
+    "numpy.ascontiguousarray(w)": "w.contiguous()",
+    "numpy.array(w)": "w.clone()",
+    "g.copy()": "p.grad.clone()",
+    "cupy.asnumpy(g)": "p.grad.cpu()",
+    "pass NumPy arrays, for example cupy.asnumpy(x)": "use torch.optim, or parameters on the CPU",
+}
+
+
+class MovedError(Exception):
+    """Parameters lie elsewhere, or in another way, than when their part was made."""
+
+
+class Part:
+    """The parameters of one device and rule: one plan, and what PyTorch keeps for each of them."""
+
+    def __init__(
+        self, optimizer: "Fused", rule: str, maximize: bool, members: list[tuple[Tensor, Group, str]]
+    ) -> None:
+        self.who = type(optimizer).__name__
+        self.averages = optimizer.ema is not None
+        self.params = [p for p, _, _ in members]
+        self.groups: list[Group] = []
+        for _, group, _ in members:
+            if not any(group is other for other in self.groups):
+                self.groups.append(group)
+        positions = {id(group): k for k, group in enumerate(self.groups)}
+        self.group_of = [positions[id(group)] for _, group, _ in members]
+        self.rule, self.hyperparameters = rule, _native.rules()[rule][1]
+        self.names = [name for _, _, name in members]
+        self.odd: dict[int, Permuted | Gapped] = {}
+        for i, p in enumerate(self.params):
+            odd = odd_layout(p, self.who, title_of(p, self.names[i]))
+            if odd is not None:
+                self.odd[i] = odd
+        self.places = [place_of(p) for p in self.params]
+        self.single = [i for i, p in enumerate(self.params) if p.numel() == 1]
+
+        variables: list[Any] = list(self.params)
+        for i, odd in self.odd.items():
+            variables[i] = odd.variable
+        try:
+            self.plan = _native.Plan(self.who, rule, False, self.averages, variables, [], {}, [])
+        except (TypeError, ValueError) as error:
+            raise self.in_words_of_torch(error) from None
+        options = _native.Options()
+        options.maximize = maximize
+        options.global_clipnorm = optimizer.max_norm
+        options.ema_momentum = optimizer.ema
+        self.plan.configure(
+            rule,
+            dict.fromkeys(self.hyperparameters, 0.0),
+            options,
+            _native.VariableSettings(1.0, 0.0, False),
+            {},
+        )
+        self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
+        self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
+        self.without_average: list[int] = []  # until their first update
+        self.idle = False  # whether no parameter had a gradient in the last step
+        self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
+        self.in_state: list[dict[str, weakref.ref[Tensor]]] = []
+        self.counted: Any = None  # updates and carried after the last step
+        self.absent: list[int] | None = None  # which had no gradient in the last step
+        self.numbers: list[Numbers] = []
+        self.classes: list[tuple[int, int]] = []  # group and updates behind, of each set of coefficients
+        self.members_of: list[Any] = []  # and which parameters with a gradient it has
+
+    def _read_state(self, optimizer: "Fused", index: int) -> dict[str, Tensor]:
+        """Return what one parameter has in the state, live, with the values that are there now."""
+        live = {
+            optimizer._slots.get(slot, "ema"): self._tensor_of_slot(index, slot)
+            for slot in self.plan.slot_names
+        }
+        updates = torch.from_numpy(self.updates)[index]
+        if optimizer._counts_in_state:
+            live["step"] = updates
+        if self.rule == "nadam":
+            live["mu_product"] = torch.from_numpy(self.carried)[index]
+        state = optimizer.state.get(self.params[index]) or {}
+        if self.averages and state.get("ema") is None:
+            self.without_average.append(index)
+        for name, tensor in live.items():
+            value = state.get(name)
+            if value is not None:
+                self._copy_state(index, name, tensor, torch.as_tensor(value))
+                if not optimizer._counts_in_state and name != "ema":
+                    updates.fill_(1)  # all that counts there is whether it is the first
+            elif name in optimizer._initial:
+                tensor.fill_(self.groups[self.group_of[index]][optimizer._initial[name]])
+        return live
+
+    def _copy_state(self, index: int, name: str, tensor: Tensor, value: Tensor) -> None:
+        if value.shape != tensor.shape:
+            title = title_of(self.params[index], self.names[index])
+            raise ValueError(
+                f"{self.who}.step: state '{name}' of {title} has shape {tuple(value.shape)}, but must have"
+                f" {tuple(tensor.shape)}; load the state of the same parameter, or delete it"
+            )
+        tensor.copy_(value)
+
+    def put_into(self, state: Any, lost: list[Any]) -> None:
+        """Put the live tensors into the state; a reference to what is there no more goes to ``lost``."""
+        for p, live in zip(self.params, self.live, strict=True):
+            if live:
+                state.setdefault(p, {}).update(live)
+        self.in_state = [
+            {name: weakref.ref(tensor, lost.append) for name, tensor in live.items()} for live in self.live
+        ]
+        self.live = []  # the state alone has them
+
+    def is_in(self, state: Any, most: int | None = None) -> bool:
+        """Whether all live tensors are in the state, of all parameters or so many."""
+        return all(
+            tensor() is (state.get(p) or {}).get(name)
+            for p, tensors in zip(self.params[:most], self.in_state[:most], strict=True)
+            for name, tensor in tensors.items()
+        )
+
+    def _tensor_of_slot(self, index: int, slot: str) -> Tensor:
+        tensor = torch.from_dlpack(self.plan.slot(index, slot))
+        odd = self.odd.get(index)
+        return tensor if odd is None else odd.as_parameter(tensor)
+
+    def step(self) -> None:
+        """Make the native call, unless no parameter has a gradient."""
+        grads, absent = _native.attributes_of(self.params, "grad")
+        self.idle = len(absent) == len(grads)
+        if self.idle:
+            return
+        for i, odd in self.odd.items():
+            if grads[i] is not None:
+                if place_of(self.params[i]) != self.places[i]:
+                    raise MovedError
+                odd.read()
+                grads[i] = odd.gradient(grads[i])
+        for i in self.single:  # of more elements, those that are to be negated have gaps, and are copied
+            if grads[i] is not None and grads[i].is_neg():
+                grads[i] = grads[i].resolve_neg()
+        self._choose_coefficients(absent)
+        try:
+            self.plan.step(grads, None, 1.0)
+        except (TypeError, ValueError) as error:
+            if self.places != [place_of(p) for p in self.params]:
+                raise MovedError from error
+            self.refuse_gradients()
+            raise self.in_words_of_torch(error) from None
+        for i, odd in self.odd.items():
+            if grads[i] is not None:
+                odd.write()
+        if absent:
+            for members in self.members_of:
+                self.updates[members] += 1
+            increment_version([p for p, grad in zip(self.params, grads, strict=True) if grad is not None])
+        else:
+            self.updates += 1
+            increment_version(self.params)
+        if self.rule == "nadam":
+            for k, members in enumerate(self.members_of):
+                self.carried[members] = self.plan.carried_of(k)
+        if self.without_average:
+            self._start_averages(absent)
+        self.counted = self._counts()
+
+    def _start_averages(self, absent: list[int]) -> None:
+        """Start the averages of those that had their first update, with the parameter."""
+        for i in set(self.without_average).difference(absent):
+            self._tensor_of_slot(i, "average").copy_(self.params[i])
+        self.without_average = [i for i in self.without_average if i in absent]
+
+    def _counts(self) -> tuple[bytes, bytes]:
+        return self.updates.tobytes(), self.carried.tobytes()
+
+    def _choose_coefficients(self, absent: list[int]) -> None:
+        """Tell the plan what each parameter is updated with, where that changed."""
+        numbers = [self._numbers(group) for group in self.groups]
+        if absent == self.absent and self._counts() == self.counted:
+            if numbers != self.numbers:
+                carried = [self.plan.carried_of(k) for k in range(len(self.classes))]
+                self.plan.set_groups(self._sets(numbers, carried), None)
+                self.numbers = numbers
+            return
+        # (Not 0 where there are averages: all of them would start there.)
+        self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.averages))
+        behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
+        keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
+        position = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+        self.classes = [(group, late) for group, late, _ in position]
+        of = [position[key] for key in keys]
+        self.plan.set_groups(self._sets(numbers, [carried for _, _, carried in position]), of)
+        given = np.ones(len(of), bool)
+        given[absent] = False
+        self.members_of = [np.flatnonzero((np.array(of) == k) & given) for k in range(len(position))]
+        self.absent, self.numbers = absent, numbers
+
+    def _sets(self, numbers: list[Numbers], carried: list[float]) -> list[_native.Group]:
+        return [
+            _native.Group(*numbers[group], late, product)
+            for (group, late), product in zip(self.classes, carried, strict=True)
+        ]
+
+    def _numbers(self, group: Group) -> Numbers:
+        """Return learning rate, decoupled decay, L2 penalty and the rule's hyperparameters."""
+        decay = float(group["weight_decay"])
+        decoupled = group.get("decoupled_weight_decay", False)
+        return (
+            float(group["lr"]),
+            decay if decoupled else 0.0,
+            0.0 if decoupled else decay,
+            [float(NUMBERS[name](group)) for name in self.hyperparameters],
+        )
+
+    def in_words_of_torch(self, error: Exception) -> Exception:
+        """Return the same error about parameters, where the native code says variables."""
+        message = re.sub(r"(grads|variables)\[(\d+)\]", self._title_in_message, str(error))
+        for theirs, ours in WORDS.items():
+            message = message.replace(theirs, ours)
+        return type(error)(message)
+
+    def _title_in_message(self, found: re.Match[str]) -> str:
+        index = int(found[2])
+        title = title_of(self.params[index], self.names[index])
+        return f"the gradient of {title}" if found[1] == "grads" else title
+
+    def refuse_gradients(self) -> None:
+        """Raise where a gradient is sparse, or has no memory."""
+        for p, name in zip(self.params, self.names, strict=True):
+            if p.grad is None:
+                continue
+            what = f"{self.who}.step: the gradient of {title_of(p, name)}"
+            if p.grad.layout != torch.strided:
+                raise TypeError(
+                    f"{what} has the layout {p.grad.layout}, but must be dense; pass sparse=False to its"
+                    " layer"
+                ) from None
+            if p.grad.data_ptr() == 0 and p.grad.numel() > 0:
+                raise TypeError(
+                    f"{what} has no memory of its own ({type(p.grad).__name__}), but must have; set p.grad to"
+                    " p.grad.clone(), or of a DTensor to p.grad.to_local()"
+                ) from None
+
+
+def title_of(p: Tensor, name: str) -> str:
+    """Return what messages call a parameter."""
+    return f"parameter '{name}'" if name else f"a parameter of shape {tuple(p.shape)}"

@@ -173,6 +173,22 @@ def test_data_that_moves_between_the_calls_of_one_step() -> None:
         torch.testing.assert_close(p.detach(), value - momentum)
 
 
+def test_data_that_moves_so_that_more_calls_are_needed(monkeypatch: Any) -> None:
+    """As where some of the parameters go to another device: here each gets a call of its own."""
+    params = [parameter(3, seed=k) for k in range(3)]
+    optimizer: Any = adapted.SGD(params, lr=1.0)
+    step(optimizer, 0)
+    assert len(optimizer._parts) == 1
+    params[1].data = params[1].data.clone()
+    before = [p.detach().clone() for p in params]
+    group = optimizer.param_groups[0]
+    apart = [type(optimizer._parts[0])(optimizer, "sgd", False, [(p, group, "")]) for p in params]
+    monkeypatch.setattr(optimizer, "_make_parts", lambda: apart)
+    step(optimizer, 1)
+    for p, value in zip(params, before, strict=True):
+        assert torch.equal(p, value - p.grad)
+
+
 def test_data_of_another_dtype() -> None:
     p = parameter(3)
     optimizer = adapted.Adam([p])

@@ -110,13 +110,20 @@ class Fused(torch.optim.Optimizer):
         if len(parts) > 1:
             for part in parts:  # before the first one changes anything
                 part.refuse_gradients()
-        for k in range(len(parts)):
+        for k, part in enumerate(parts):
             try:
-                parts[k].step()
+                part.step()
             except MovedError:
-                parts = self._make_parts()
-                parts[k].step()
+                self._step_moved(parts[:k])
+                break
         return loss
+
+    def _step_moved(self, made: list[Part]) -> None:
+        """Step with parts made anew, but for parameters that were updated before others were found moved."""
+        updated = {id(p) for part in made for p in part.params}
+        for part in self._make_parts():
+            if not updated.issuperset(map(id, part.params)):
+                part.step()
 
     @property
     def gradient_norm(self) -> float | Tensor | None:

@@ -62,18 +62,16 @@ class Gapped:
         return slot
 
 
-def odd_layout(p: Tensor, who: str, title: str) -> Permuted | Gapped | None:
+def odd_layout(p: Tensor, what: str) -> Permuted | Gapped | None:
     """Return how a parameter is updated that does not lie as it is read, None for one that does."""
-    what = f"{who}.step: {title}"
     if p.is_complex():
         raise TypeError(
-            f"{what} has dtype {p.dtype}, but must be real; make it of torch.view_as_real, or use"
-            f" torch.optim.{who}"
+            f"{what} has dtype {p.dtype}, but must be real; make it of torch.view_as_real, or use torch.optim"
         )
     if not has_memory(p):
         raise TypeError(
             f"{what} has no memory of its own ({type(p).__name__} on {p.device}), but must have; pass the"
-            f" tensor that has its elements, of a DTensor p.to_local(), or use torch.optim.{who}"
+            f" tensor that has its elements, of a DTensor p.to_local(), or use torch.optim"
         )
     if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
         raise ValueError(

@@ -79,7 +79,7 @@ class Part:
         self.names = [name for _, _, name in members]
         self.odd: dict[int, Permuted | Gapped] = {}
         for i, p in enumerate(self.params):
-            odd = odd_layout(p, self.who, title_of(p, self.names[i]))
+            odd = odd_layout(p, f"{self.who}.step: {title_of(p, self.names[i])}")
             if odd is not None:
                 self.odd[i] = odd
         self.places = [place_of(p) for p in self.params]
@@ -273,20 +273,19 @@ class Part:
 
     def refuse_gradients(self) -> None:
         """Raise where a gradient is sparse, or has no memory."""
-        for p, name in zip(self.params, self.names, strict=True):
-            if p.grad is None:
+        grads, _ = _native.attributes_of(self.params, "grad")
+        for i, grad in enumerate(grads):
+            if grad is None or (grad.layout is torch.strided and (grad.data_ptr() != 0 or grad.numel() == 0)):
                 continue
-            what = f"{self.who}.step: the gradient of {title_of(p, name)}"
-            if p.grad.layout != torch.strided:
+            what = f"{self.who}.step: the gradient of {title_of(self.params[i], self.names[i])}"
+            if grad.layout is not torch.strided:
                 raise TypeError(
-                    f"{what} has the layout {p.grad.layout}, but must be dense; pass sparse=False to its"
-                    " layer"
+                    f"{what} has the layout {grad.layout}, but must be dense; pass sparse=False to its layer"
                 ) from None
-            if p.grad.data_ptr() == 0 and p.grad.numel() > 0:
-                raise TypeError(
-                    f"{what} has no memory of its own ({type(p.grad).__name__}), but must have; set p.grad to"
-                    " p.grad.clone(), or of a DTensor to p.grad.to_local()"
-                ) from None
+            raise TypeError(
+                f"{what} has no memory of its own ({type(grad).__name__}), but must have; set p.grad to"
+                " p.grad.clone(), or of a DTensor to p.grad.to_local()"
+            ) from None
 
 
 def title_of(p: Tensor, name: str) -> str:

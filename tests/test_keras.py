@@ -241,6 +241,153 @@ def test_a_step_with_an_infinite_gradient_is_left_out() -> None:
     assert int(optimizer.iterations) == 1
 
 
+# Memory.
+
+
+def test_a_recurrent_model_trains() -> None:
+    """Its orthogonal kernel is a matrix that was transposed."""
+    both = []
+    for library in (adapted, keras.optimizers):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.SimpleRNN(4), keras.layers.Dense(1, kernel_initializer="orthogonal")]
+        trained = keras.Sequential([keras.layers.Input((5, 3)), *layers])
+        assert not trained.layers[0].cell.recurrent_kernel.value.is_contiguous()
+        trained.compile(optimizer=library.Adam(0.05), loss="mse")
+        x, y = normal((32, 5, 3), 0), normal((32, 1), 1)
+        both.append(trained.fit(x, y, epochs=4, shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-4)
+
+
+def laid_out(layout: str) -> Any:
+    """A variable of shape (4, 3, 2, 2), and what it is a part of."""
+    whole = torch.from_numpy(normal((4, 3, 2, 2), 0))
+    if layout == "channels_last":
+        whole = whole.to(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        whole = whole.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    else:
+        whole = torch.stack([whole, whole], 2)[:, :, 1]
+    return keras.Variable(torch.nn.Parameter(whole), name="kernel")
+
+
+@pytest.mark.parametrize("options", [{"use_ema": True, "ema_overwrite_frequency": 2}, {"amsgrad": True}])
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "gaps"])
+def test_variables_stay_in_their_memory_whatever_its_layout(layout: str, options: dict[str, Any]) -> None:
+    found = []
+    for lies in (True, False):
+        targets = [laid_out(layout), *variables()]
+        if not lies:
+            targets[0].value.data = targets[0].value.data.contiguous()
+        tensor, place = targets[0].value, (targets[0].value.data_ptr(), targets[0].value.stride())
+        assert tensor.is_contiguous() != lies
+        optimizer = adapted.Adam(0.01, **options)
+        walk(optimizer, targets, range(3))
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            optimizer.apply([None, *gradients(targets, 3)[1:]], targets)
+        given = gradients(targets, 4)
+        given[0] = given[0].to(memory_format=torch.channels_last)
+        version = tensor._version
+        optimizer.apply(given, targets)
+        assert (tensor.data_ptr(), tensor.stride()) == place
+        assert tensor._version > version
+        found.append([np.ascontiguousarray(v.numpy()) for v in (*targets, *optimizer.variables)])
+    assert [a.tobytes() for a in found[0]] == [b.tobytes() for b in found[1]]
+
+
+def test_tied_weights_of_another_layout_are_refused() -> None:
+    """To make one contiguous would part them."""
+    kernel = torch.nn.Parameter(torch.ones(3, 4))
+    tied = [keras.Variable(kernel), keras.Variable(torch.nn.Parameter(kernel.data.t()))]
+    with pytest.raises(ValueError, match="share memory"):
+        adapted.Adam().build(tied)
+
+
+def to_clone(v: Any) -> None:
+    v.value.data = v.value.data.clone()
+
+
+def to_other_layout(v: Any) -> None:
+    v.value.data = v.value.data.t().contiguous().t()
+
+
+def to_double_and_back(v: Any) -> None:
+    v.value.data = v.value.data.double().float()
+
+
+def to_other_tensor(v: Any) -> None:
+    v._value = torch.nn.Parameter(v.value.data.clone())
+
+
+def to_other_tensor_there(v: Any) -> None:
+    v._value = torch.nn.Parameter(v.value.data)
+
+
+MOVES = [to_clone, to_other_layout, to_double_and_back, to_other_tensor, to_other_tensor_there]
+
+
+@pytest.mark.parametrize("name", [*NAMES])
+@pytest.mark.parametrize("move", MOVES)
+def test_variables_whose_memory_is_replaced_are_trained_on(name: str, move: Any) -> None:
+    """As share_memory(), vector_to_parameters and others do: slots, counts and settings stay."""
+    options = dict(VARIANTS.get(name, [{}])[-1], use_ema=True, weight_decay=0.1)
+    found = []
+    for moves in (False, True):
+        targets = variables()
+        optimizer = getattr(adapted, name)(learning_rate=0.01, **options)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        state: list[Any] = []
+        for step in range(5):
+            walk(optimizer, targets, range(step, step + 1))
+            state = state or optimizer.variables
+            if moves and step in (1, 3):
+                move(targets[0])
+            if moves and step == 2:
+                move(targets[1]) if move is not to_other_layout else to_clone(targets[1])
+        assert [id(v) for v in optimizer.variables] == [id(v) for v in state]
+        found.append([v.numpy().tobytes() for v in (*targets, *optimizer.variables)])
+    assert found[0] == found[1]
+
+
+def test_a_variable_with_its_axes_exchanged_in_place_is_noticed() -> None:
+    targets, twins = (
+        [keras.Variable(torch.nn.Parameter(torch.from_numpy(normal((4, 4), 0)).t()))] for _ in range(2)
+    )
+    optimizer, twin = adapted.Adam(0.01), adapted.Adam(0.01)
+    for step in range(4):
+        if step == 2:
+            targets[0].value.data = targets[0].value.data.t()
+            twins[0].value.data = twins[0].value.data.t().clone()
+        walk(optimizer, targets, range(step, step + 1))
+        walk(twin, twins, range(step, step + 1))
+    for v, w in zip((*targets, *optimizer.variables), (*twins, *twin.variables), strict=True):
+        np.testing.assert_array_equal(v.numpy(), w.numpy())
+
+
+def test_variables_of_another_dtype_are_trained_on() -> None:
+    targets, twins = variables(), variables()
+    optimizer, twin = adapted.Adam(0.01), adapted.Adam(0.01)
+    walk(optimizer, targets, range(2))
+    walk(twin, twins, range(2))
+    targets[0].value.data = targets[0].value.data.double()
+    for step in (2, 3):
+        given = gradients(twins, step)
+        twin.apply(given, twins)
+        optimizer.apply([given[0].double(), given[1]], targets)
+    assert optimizer._momentums[0].dtype == "float64"
+    np.testing.assert_allclose(targets[0].numpy(), twins[0].numpy(), rtol=1e-5, atol=1e-6)
+    assert targets[1].numpy().tobytes() == twins[1].numpy().tobytes()
+
+
+def test_a_variable_of_another_shape_is_refused() -> None:
+    targets = variables()
+    optimizer = adapted.Adam(0.01)
+    walk(optimizer, targets, range(1))
+    targets[0].value.data = torch.ones(2, 4)
+    with pytest.raises(ValueError, match=r"the variable 'kernel' has shape \(2, 4\), but had \(3, 4\)"):
+        optimizer.apply([torch.ones(2, 4), torch.ones(4)], targets)
+    assert int(optimizer.iterations) == 1
+
+
 # Files.
 
 

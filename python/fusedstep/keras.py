@@ -13,11 +13,13 @@ another backend raises RuntimeError.
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 
 import fusedstep
+from fusedstep import _native
+from fusedstep.optimizers.state import SCALARS
 
 if keras.backend.backend() != "torch":
     raise RuntimeError(
@@ -28,6 +30,8 @@ if keras.backend.backend() != "torch":
 
 import torch
 from torch.autograd.graph import increment_version
+
+from fusedstep.torch import _MovedError, odd_layout
 
 __all__ = [
     "SGD",
@@ -79,9 +83,12 @@ class Fused(keras.optimizers.Optimizer):
             for name in self._core_class._hyperparameters
             if name not in KERAS_OWN and name not in self._core_arguments and hasattr(self, name)
         )
+        self._make_core()
+        self._siblings: tuple[Fused, ...] = ()
+
+    def _make_core(self) -> None:
         self._seen = self._core_values()
         self._core = self._core_class(0.0, **self._seen, **self._core_arguments)
-        self._siblings: tuple[Fused, ...] = ()
 
     def _core_values(self) -> "Values":
         """Return the arguments that the step depends on."""
@@ -100,22 +107,35 @@ class Fused(keras.optimizers.Optimizer):
         variables = list(variables)
         updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         self._overwrites = len(updated) < len(variables)
-        self._layout = Layout(updated)
-        self._core.build(self._layout.named)
-        for name, variable in self._layout.variable_of_name.items():
+        self._bind(Layout(updated, f"{type(self).__name__}.build"))
+        super().build(variables)
+
+    def _bind(self, layout: "Layout") -> None:
+        """Have steps write the memory that the variables have now."""
+        self._make_core()
+        self._core.build(layout.named)
+        for name, variable in layout.variable_of_name.items():
             if not self._use_weight_decay(variable):
                 self._core.adjust(name, weight_decay=0.0)
-        super().build(variables)
+        self._layout = layout
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
     ) -> Any:
         """Return a slot as one of Keras' variables, over the memory that steps write."""
         variable = super().add_variable_from_reference(reference_variable, name, initializer)
-        slot = self._core._plans[0].slot(self._layout.index[id(reference_variable)], name or "")
-        variable._value = torch.nn.Parameter(torch.from_dlpack(slot), requires_grad=False)
-        variable._dtype = str(slot.dtype)
+        self._layout.slots.append((variable, self._layout.index[id(reference_variable)], name or ""))
+        self._show_slot(*self._layout.slots[-1])
         return variable
+
+    def _show_slot(self, variable: Any, index: int, name: str) -> Any:
+        """Put one of Keras' variables over a slot, and return the slot."""
+        slot = torch.from_dlpack(self._core._plans[0].slot(index, name))
+        odd = self._layout.odd.get(index)
+        slot = slot if odd is None else odd.as_parameter(slot)
+        variable._value = torch.nn.Parameter(slot, requires_grad=False)
+        variable._dtype = str(slot.dtype).removeprefix("torch.")
+        return slot
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Take one step: update every variable that has a gradient, in place.
@@ -154,20 +174,65 @@ class Fused(keras.optimizers.Optimizer):
             for name, value in values.items():
                 setattr(self._core, name, value)
             self._seen = values
-        index = self._layout.index
-        gradients: list[Any] = [None] * len(index)
-        for gradient, variable in zip(grads, trainable_variables, strict=True):
-            gradients[index[id(variable)]] = gradient
-        rate = self._get_current_learning_rate()
-        if isinstance(rate, keras.Variable):
-            rate = rate.value
-        if not isinstance(rate, torch.Tensor) or rate.device != self._layout.gpu:
-            rate = float(rate)
+        gradients = self._layout.in_order(grads, trainable_variables)
+        rate = self._rate()
         plan = self._core._plans[0]
         plan.calls = self._iterations.count()
         plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
-        plan.step(gradients, None, rate)
-        increment_version(self._layout.tensors)
+        try:
+            self._step(gradients, rate)
+        except (_MovedError, TypeError, ValueError):
+            if not self._layout.has_moved():
+                raise
+            self._move()
+            self._step(gradients, rate)
+
+    def _rate(self) -> Any:
+        """Return the learning rate: a number, or a tensor on the GPU of all variables."""
+        rate = self._get_current_learning_rate()
+        if isinstance(rate, keras.Variable):
+            rate = rate.value
+        if isinstance(rate, torch.Tensor) and rate.device == self._layout.gpu:
+            return rate
+        return float(rate)
+
+    @torch.no_grad()
+    def _step(self, gradients: list[Any], rate: Any) -> None:
+        """Make the native call."""
+        layout = self._layout
+        values, _ = _native.attributes_of(layout.variables, "_value")
+        if layout.odd:
+            gradients = list(gradients)
+        for i, odd in layout.odd.items():
+            if values[i] is not odd.p or Place.of(odd.p) != layout.places[i]:
+                raise _MovedError
+            odd.read(layout.places[i].address)
+            values[i] = odd.variable
+            if gradients[i] is not None:
+                gradients[i] = odd.gradient(gradients[i])
+        self._core._plans[0].step(gradients, values, rate)
+        for odd in layout.odd.values():
+            odd.write()
+        increment_version(values)
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """Go on over the memory that the variables have now, with the slots and counts so far."""
+        plan, before, who = self._core._plans[0], self._layout, f"{type(self).__name__}.apply"
+        layout = Layout(before.variables, who)
+        for variable, was, now in zip(before.variables, before.places, layout.places, strict=True):
+            if now.shape != was.shape:
+                raise ValueError(
+                    f"{who}: the variable '{variable.path}' has shape {tuple(now.shape)}, but had"
+                    f" {tuple(was.shape)} when the optimizer was built; make a new optimizer"
+                )
+        self._bind(layout)
+        for name in SCALARS:
+            setattr(self._core._plans[0], name, getattr(plan, name))
+        for variable, index, name in before.slots:
+            values = variable.value
+            self._show_slot(variable, index, name).copy_(values)
+        layout.slots = before.slots
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some."""
@@ -229,19 +294,52 @@ class Values(dict[str, Any]):
 
 
 class Layout:
-    """The variables of a build, which keep their places."""
+    """The variables of a build, which keep their order, and where their memory is."""
 
-    def __init__(self, variables: list[Any]) -> None:
+    def __init__(self, variables: list[Any], who: str) -> None:
+        self.variables = variables
         self.index = {id(variable): i for i, variable in enumerate(variables)}
+        self.slots: list[tuple[Any, int, str]] = []  # Keras' variables, of which variable, and their names
         self.tensors = [variable.value for variable in variables]
+        self.places = list(map(Place.of, self.tensors))
+        odd = {i: odd_layout(tensor, who) for i, tensor in enumerate(self.tensors)}
+        self.odd = {i: one for i, one in odd.items() if one is not None}
         devices = {tensor.device for tensor in self.tensors}
         # The GPU that has all of them: a step reads a learning rate there, which nobody waits for.
         self.gpu = devices.pop() if len(devices) == 1 and self.tensors[0].is_cuda else None
         paths = [variable.path for variable in variables]
         unique = len(set(paths)) == len(paths)
         names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
-        self.named = dict(zip(names, self.tensors, strict=True))
+        updated = [self.odd[i].variable if i in self.odd else t for i, t in enumerate(self.tensors)]
+        self.named = dict(zip(names, updated, strict=True))
         self.variable_of_name = dict(zip(names, variables, strict=True))
+
+    def in_order(self, gradients: Any, variables: Any) -> Any:
+        """Return the gradients in the order of the build, None for a variable that has none."""
+        ids = list(map(id, variables))
+        if ids == list(self.index):
+            return gradients
+        gradient_of = dict(zip(ids, gradients, strict=True))
+        return list(map(gradient_of.get, self.index))
+
+    def has_moved(self) -> bool:
+        """Whether a variable has another tensor or other memory than when this was made."""
+        now = [variable.value for variable in self.variables]
+        return list(map(id, now)) != list(map(id, self.tensors)) or list(map(Place.of, now)) != self.places
+
+
+class Place(NamedTuple):
+    """What a plan depends on of a tensor."""
+
+    address: int
+    dtype: Any
+    shape: Any
+    strides: Any
+
+    @classmethod
+    def of(cls, tensor: Any) -> "Place":
+        """Return a tensor's."""
+        return cls(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 register = keras.saving.register_keras_serializable(package="fusedstep")
@@ -322,10 +420,10 @@ class Nadam(Fused, keras.optimizers.Nadam):
             self._u_product._dtype = "float64"
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        plan, product = self._core._plans[0], self._u_product.value.detach()
-        plan.carried = float(product)
+        product = self._u_product.value.detach()
+        self._core._plans[0].carried = float(product)
         super()._backend_apply_gradients(grads, trainable_variables)
-        product.fill_(plan.carried)
+        product.fill_(self._core._plans[0].carried)
 
 
 @register

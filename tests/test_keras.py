@@ -477,6 +477,43 @@ def test_one_instance_for_two_models() -> None:
     assert together == alone
 
 
+def test_settings_and_rates_reach_all_models() -> None:
+    """Also those that are set when there are several."""
+
+    def trained(optimizers: list[Any]) -> list[bytes]:
+        several = [variables() for _ in optimizers]
+        for step in range(6):
+            for optimizer, targets in zip(optimizers, several, strict=True):
+                optimizer.apply(gradients(targets, step), targets)
+            for optimizer in {id(one): one for one in optimizers}.values():
+                if step == 1:
+                    optimizer.weight_decay, optimizer.clipnorm, optimizer.beta_1 = 0.5, 0.1, 0.3
+                if step == 2:
+                    optimizer.learning_rate = 0.05
+                if step == 3:
+                    optimizer.learning_rate = lambda: 0.2
+                if step == 4:
+                    optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+                    optimizer.loss_scale_factor = 4.0
+        return [v.numpy().tobytes() for targets in several for v in targets]
+
+    shared = adapted.Adam(0.01)
+    assert trained([shared, shared]) == trained([adapted.Adam(0.01), adapted.Adam(0.01)])
+
+
+def test_a_rate_that_has_no_configuration_serves_several_models() -> None:
+    class Rate:
+        def __call__(self) -> float:
+            return 0.1
+
+    for rate in (lambda: 0.1, Rate(), partial(float, 0.1)):
+        optimizer, several = adapted.Adam(rate), [variables(), variables()]
+        for targets in several:
+            walk(optimizer, targets, range(2))
+        assert [v.numpy().tobytes() for v in several[0]] == [v.numpy().tobytes() for v in several[1]]
+        assert optimizer._learning_rate is rate
+
+
 def test_a_train_step_of_ones_own_with_clipping() -> None:
     def loss_of(trained: Any) -> Any:
         x, y = data()
@@ -533,6 +570,40 @@ def test_variables_of_two_models_at_once_are_refused() -> None:
     mixed = [first[0], second[1]]
     with pytest.raises(ValueError, match="Unknown variable"):
         optimizer.apply(gradients(mixed, 0), mixed)
+
+
+def test_a_model_that_has_more_variables_than_before_is_refused() -> None:
+    """As by Keras; it is no second model, whose first variables would begin anew."""
+    trained = model((8, 8, 1))
+    trained.layers[0].trainable = False
+    optimizer = adapted.Adam(0.05)
+    trained.compile(optimizer=optimizer, loss="mse")
+    losses(trained, 1)
+    trained.layers[0].trainable = True
+    trained.compile(optimizer=optimizer, loss="mse")
+    before = [v.numpy() for v in trained.trainable_variables]
+    with pytest.raises(ValueError, match="Unknown variable"):
+        losses(trained, 1)
+    assert all((v.numpy() == b).all() for v, b in zip(trained.trainable_variables, before, strict=True))
+    second = variables()
+    walk(optimizer, second, range(1))
+    with pytest.raises(ValueError, match="Unknown variable"):
+        walk(optimizer, [*variables(), *second], range(1))
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_variable_that_comes_twice_is_refused(built: bool) -> None:
+    """As with the variables of two models that share a layer: one gradient would be lost."""
+    optimizer, targets = adapted.Adam(0.1), variables()
+    if built:
+        walk(optimizer, targets, range(1))
+    before = [v.numpy() for v in (*targets, *optimizer.variables)]
+    twice = [*targets, targets[0]]
+    verb = "apply" if built else "build"
+    with pytest.raises(ValueError, match=rf"Adam\.{verb}: the variable 'kernel' comes twice; pass it once"):
+        optimizer.apply(gradients(twice, 0), twice)
+    assert all((v.numpy() == b).all() for v, b in zip((*targets, *optimizer.variables), before, strict=True))
+    walk(optimizer, targets, range(1))
 
 
 def test_signatures_are_those_of_keras() -> None:

@@ -13,6 +13,7 @@ another backend raises RuntimeError.
 
 import inspect
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import keras
@@ -101,10 +102,12 @@ class Fused(keras.optimizers.Optimizer):
 
         Raises:
             TypeError: a variable is of a dtype other than float32, float64, float16 and bfloat16.
+            ValueError: a variable comes twice, or two share memory.
         """
         if self.built:
             return
         variables = list(variables)
+        different(variables, f"{type(self).__name__}.build")
         updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
         self._overwrites = len(updated) < len(variables)
         self._bind(Layout(updated, f"{type(self).__name__}.build"))
@@ -160,7 +163,8 @@ class Fused(keras.optimizers.Optimizer):
     # What Keras asks every variable before a step, asked at once.
 
     def _check_variables_are_known(self, variables: Any) -> None:
-        if not self._trainable_variables_indices.keys() >= set(map(id, variables)):
+        ids = different(variables, f"{type(self).__name__}.apply")
+        if not self._trainable_variables_indices.keys() >= ids:
             super()._check_variables_are_known(variables)
 
     def _overwrite_variables_directly_with_gradients(self, grads: Any, vars: Any) -> Any:
@@ -247,19 +251,52 @@ class Fused(keras.optimizers.Optimizer):
         )
 
     def _one_for(self, variables: list[Any]) -> "Fused":
-        """Return who keeps the counts and slots of these variables: this one, or one like it."""
+        """Return who keeps the counts and slots of these variables: this one, or one like it.
+
+        Where only some are known, whoever knows them refuses the others.
+        """
         if not self.built or not variables:
             return self
-        for known in (self, *self._siblings):
-            if id(variables[0]) in known._trainable_variables_indices:
-                return known
-        one: Fused = type(self).from_config(self.get_config())
-        one._learning_rate = self._learning_rate
+        ones = [(one, one._trainable_variables_indices.keys()) for one in (self, *self._siblings)]
+        of_first = (one for one, known in ones if id(variables[0]) in known)
+        of_some = (one for one, known in ones if not known.isdisjoint(map(id, variables)))
+        one = next(chain(of_first, of_some), None) or self._make_sibling()
+        if one is not self:
+            one._follow(self)
+        return one
+
+    def _make_sibling(self) -> "Fused":
+        own: dict[str, Any] = self.__dict__
+        rate = self._learning_rate
+        own["_learning_rate"] = None  # is shared; not all that Keras takes has a configuration
+        try:
+            config = self.get_config()
+        finally:
+            own["_learning_rate"] = rate
+        one: Fused = type(self).from_config(config)
         for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
             if hasattr(self, name):
                 setattr(one, name, getattr(self, name))
         self._siblings = (*self._siblings, one)
         return one
+
+    def _follow(self, first: "Fused") -> None:
+        """Take over the settings of the instance that the user has."""
+        for name in ("_learning_rate", "loss_scale_factor", *self._names):
+            value = getattr(first, name)
+            if getattr(self, name) is not value:
+                setattr(self, name, value)
+
+
+def different(variables: list[Any], who: str) -> set[int]:
+    """Return the variables' ids, or raise where one comes twice: a step takes one gradient of each."""
+    ids = set(map(id, variables))
+    if len(ids) < len(variables):
+        twice = next(v for i, v in enumerate(variables) if any(v is other for other in variables[:i]))
+        raise ValueError(
+            f"{who}: the variable '{twice.path}' comes twice; pass it once, with the sum of its gradients"
+        )
+    return ids
 
 
 class Iterations(keras.Variable):  # type: ignore[misc]

@@ -147,6 +147,57 @@ def test_hyperparameters_and_rates_can_change_between_steps() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_options_can_take_the_place_of_others_between_steps() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        optimizer = library.SGD(0.1, clipvalue=0.3)
+        walk(optimizer, targets, range(2))
+        optimizer.clipvalue, optimizer.clipnorm = None, 0.1
+        walk(optimizer, targets, range(2, 4))
+        optimizer.clipnorm, optimizer.global_clipnorm = 0, 0.2
+        walk(optimizer, targets, range(4, 6))
+        optimizer.global_clipnorm, optimizer.clipvalue = None, 0.05
+        walk(optimizer, targets, range(6, 8))
+        both.append([v.numpy() for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+def test_options_that_are_set_before_the_build_count() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        optimizer = library.SGD(0.1)
+        optimizer.momentum, optimizer.use_ema = 0.9, True
+        walk(optimizer, targets, range(3))
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_overwrite_frequency": 2},
+        {"ema_overwrite_frequency": 0, "use_ema": True},
+        {"gradient_accumulation_steps": 0},
+        {"clipnorm": 0.0},
+    ],
+    ids=str,
+)
+def test_options_that_are_off_in_keras_are_off(options: dict[str, Any]) -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        optimizer = library.Adam(0.1, **options)
+        optimizer = type(optimizer).from_config(optimizer.get_config())
+        walk(optimizer, targets, range(5))
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
 def test_keras_count_is_read_only_where_others_have_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that would wait for all steps before."""
     reads: list[Any] = []
@@ -610,6 +661,29 @@ def test_signatures_are_those_of_keras() -> None:
     for name in NAMES:
         ours, theirs = getattr(adapted, name), getattr(keras.optimizers, name)
         assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
+
+
+@pytest.mark.parametrize("rate", [0.0, lambda: 0.0])
+def test_ftrl_refuses_a_rate_of_0(rate: Any) -> None:
+    """It divides by it."""
+    targets = variables()
+    optimizer = adapted.Ftrl(0.1)
+    walk(optimizer, targets, range(1))
+    state = [v.numpy() for v in (*targets, *optimizer.variables[2:])]
+    optimizer.learning_rate = rate
+    with pytest.raises(ValueError, match=r"Ftrl: learning_rate must not be 0, got 0\.0; the rule divides by"):
+        walk(optimizer, targets, range(1, 2))
+    now = [v.numpy() for v in (*targets, *optimizer.variables[-len(state) + 2 :])]
+    assert all((a == b).all() for a, b in zip(now, state, strict=True))
+    assert int(optimizer.iterations) == 1
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    targets = variables()
+    given = gradients(targets, 0)
+    given[0] = given[0].to_sparse()
+    with pytest.raises(TypeError, match=r"gradient of 'kernel' has the layout torch\.sparse_coo, .*to_dense"):
+        adapted.Adam(0.1).apply(given, targets)
 
 
 def test_a_refused_step_changes_nothing() -> None:

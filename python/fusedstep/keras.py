@@ -51,7 +51,14 @@ __all__ = [
 
 # Arguments that Keras acts upon, around the step.
 KERAS_OWN = ("learning_rate", "name", "loss_scale_factor")
-CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+# Arguments that are off where they are 0, too.
+OFF_AT_0 = (
+    "clipnorm",
+    "global_clipnorm",
+    "clipvalue",
+    "ema_overwrite_frequency",
+    "gradient_accumulation_steps",
+)
 
 
 class Fused(keras.optimizers.Optimizer):
@@ -94,7 +101,9 @@ class Fused(keras.optimizers.Optimizer):
     def _core_values(self) -> "Values":
         """Return the arguments that the step depends on."""
         values = Values((name, getattr(self, name)) for name in self._names)
-        values.update((name, None) for name in CLIPS if not values[name])  # 0 is off, too
+        values.update((name, None) for name in OFF_AT_0 if not values[name])
+        if not values["use_ema"]:
+            values["ema_overwrite_frequency"] = None
         return values
 
     def build(self, variables: Iterable[Any]) -> None:
@@ -175,7 +184,8 @@ class Fused(keras.optimizers.Optimizer):
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         values = self._core_values()
         if values != self._seen:
-            for name, value in values.items():
+            # What is turned off comes first: there is one way to clip at most.
+            for name, value in sorted(values.items(), key=lambda item: item[1] is not None):
                 setattr(self._core, name, value)
             self._seen = values
         gradients = self._layout.in_order(grads, trainable_variables)
@@ -187,6 +197,7 @@ class Fused(keras.optimizers.Optimizer):
             self._step(gradients, rate)
         except (_MovedError, TypeError, ValueError):
             if not self._layout.has_moved():
+                self._layout.refuse_sparse(gradients, f"{type(self).__name__}.apply")
                 raise
             self._move()
             self._step(gradients, rate)
@@ -359,6 +370,16 @@ class Layout:
         gradient_of = dict(zip(ids, gradients, strict=True))
         return list(map(gradient_of.get, self.index))
 
+    def refuse_sparse(self, gradients: Any, who: str) -> None:
+        """Raise where a gradient is sparse."""
+        for variable, gradient in zip(self.variables, gradients, strict=False):
+            layout = getattr(gradient, "layout", torch.strided)
+            if layout != torch.strided:
+                raise TypeError(
+                    f"{who}: the gradient of '{variable.path}' has the layout {layout}, but must be dense;"
+                    " pass gradient.to_dense()"
+                ) from None
+
     def has_moved(self) -> bool:
         """Whether a variable has another tensor or other memory than when this was made."""
         now = [variable.value for variable in self.variables]
@@ -468,6 +489,12 @@ class Ftrl(Fused, keras.optimizers.Ftrl):
     """keras.optimizers.Ftrl."""
 
     _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Ftrl
+
+    def _rate(self) -> Any:
+        rate = super()._rate()
+        if isinstance(rate, float) and rate == 0:  # to look at one on a GPU would wait for it
+            raise ValueError(f"Ftrl: learning_rate must not be 0, got {rate!r}; the rule divides by it")
+        return rate
 
 
 @register

@@ -1,7 +1,9 @@
 """fusedstep.thinc: thinc's numbers, and pipelines of spaCy that are trained with it."""
 
+import copy
 import importlib.metadata
 import io
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +35,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"learn_rate": 0.1, "L2": 0.001, "grad_clip": 0.5}),
     ("SGD", {"learn_rate": [0.1, 0.05], "L2": 0.1, "L2_is_weight_decay": False}),
 ]
+copies = pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES, ids=lambda value: str(value))
+
+
+def normal(size: int, seed: int) -> Array:
+    return np.asarray(np.random.default_rng(seed).standard_normal(size), np.float32)
 
 
 def run(optimizer: Any) -> tuple[list[Array], Any]:
@@ -113,6 +120,27 @@ def test_state_stays_with_its_key_when_the_weights_are_another_array() -> None:
             optimizer((0, "W"), w, np.full(4, step + 1.0, np.float32))
         both.append(w)
     np.testing.assert_allclose(both[0], both[1], rtol=1e-5)
+
+
+@every_case
+@copies
+def test_copies_go_on_to_the_same_bits(copied: Any, name: str, arguments: dict[str, Any]) -> None:
+    """Their state is in the attributes, which copies carry."""
+    optimizer = getattr(adapted, name)(**arguments)
+    weights = [normal(5, 0), normal(3, 1)]
+
+    def go_on(with_it: Any, with_them: list[Array]) -> list[bytes]:
+        for step in range(3):
+            for place, w in enumerate(with_them):
+                with_it((place, "W"), w, normal(len(w), 9 + step))
+            with_it.step_schedules()
+        kept = (with_it.mom1, with_it.mom2, with_it.averages or {})
+        return [a.tobytes() for a in (*with_them, *(a for slots in kept for a in slots.values()))]
+
+    go_on(optimizer, weights)
+    twin = copied(optimizer)
+    assert twin.nr_update == optimizer.nr_update == {(0, "W"): 3, (1, "W"): 3}
+    assert go_on(twin, [w.copy() for w in weights]) == go_on(optimizer, weights)
 
 
 def test_refusals() -> None:
@@ -245,6 +273,28 @@ def test_a_spacy_pipeline_comes_to_the_same_scores() -> None:
         assert ours[score] == pytest.approx(theirs[score], abs=0.01)
         assert ours[score] > 0.9
     assert nlp("big old cat likes red tree great").cats["GOOD"] > 0.5
+
+
+@copies
+def test_pipelines_are_copied_while_they_are_trained(copied: Any) -> None:
+    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
+    if adapted.HAS_SCHEDULES:
+        pytest.skip("spaCy 3 needs thinc 8")
+    register_reader()
+    nlp = spacy.blank("en")
+    nlp.add_pipe("tagger")
+    read = spacy.registry.readers.get("fusedstep_test.Sentences.v1")(0)
+    examples = list(read(nlp))[:8]
+    nlp.initialize(lambda: examples, sgd=adapted.Adam(0.01))
+    nlp.update(examples)
+    twin = copied(nlp)
+    before = nlp.get_pipe("tagger").model.to_bytes()
+    for one in (nlp, twin):
+        assert isinstance(one._optimizer, adapted.Optimizer)
+        thinc.api.fix_random_seed(0)  # of its dropout
+        one.update(examples)
+    found = [one.get_pipe("tagger").model.to_bytes() for one in (nlp, twin)]
+    assert found[0] == found[1] != before
 
 
 def test_configs_find_the_optimizers_by_their_names() -> None:

@@ -49,7 +49,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 
     def __init__(self, learn_rate: Setting, **arguments: Any) -> None:
         super().__init__(learn_rate, **arguments)
-        self._updaters: dict[Key, Updater] = {}
+        self._updaters = Updaters()
 
     def __call__(self, key: Key, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> tuple[Any, Any]:
         """Update the weights in place, and set the gradient to zero.
@@ -84,6 +84,13 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
         self.nr_update[key] += 1
         return weights, gradient
+
+
+class Updaters(dict[Key, "Updater"]):
+    """Those of one optimizer. A copy of it makes its own, of the state in its attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Updaters, ()
 
 
 class Updater:

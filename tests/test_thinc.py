@@ -143,6 +143,72 @@ def test_copies_go_on_to_the_same_bits(copied: Any, name: str, arguments: dict[s
     assert go_on(twin, [w.copy() for w in weights]) == go_on(optimizer, weights)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"use_averages": False}], ids=str)
+def test_state_that_is_written_counts_from_the_next_call_on(arguments: dict[str, Any]) -> None:
+    """As in thinc, whose attributes are read at every call."""
+
+    def averages_anew(optimizer: Any) -> None:
+        if optimizer.averages is not None:
+            optimizer.averages = {}
+
+    def averages_off(optimizer: Any) -> None:
+        optimizer.averages = None
+
+    def averages_on(optimizer: Any) -> None:
+        optimizer.averages = {}
+
+    def momentum(optimizer: Any) -> None:
+        optimizer.mom1[0, "W"] = np.full(4, 0.5, np.float32)
+
+    def velocity(optimizer: Any) -> None:
+        del optimizer.mom2[0, "W"]
+
+    def momenta(optimizer: Any) -> None:
+        optimizer.mom1, optimizer.mom2 = {}, {}
+
+    def count(optimizer: Any) -> None:
+        optimizer.nr_update[0, "W"] = 0
+
+    def values(optimizer: Any) -> None:
+        optimizer.mom1[0, "W"][:] = 0
+
+    for change in (averages_anew, averages_off, averages_on, momentum, velocity, momenta, count, values):
+        both = []
+        for library in (adapted, thinc.optimizers):
+            optimizer, w = library.Adam(0.01, **arguments), normal(4, 0)
+            for step in range(6):
+                if step in (2, 4):
+                    change(optimizer)
+                optimizer((0, "W"), w, normal(4, step))
+            kept = (optimizer.mom1, optimizer.mom2, optimizer.averages or {})
+            both.append([w, *(slots[0, "W"].ravel() for slots in kept if slots)])
+            assert optimizer.nr_update[0, "W"] == (2 if change is count else 6)
+        for ours, theirs in zip(*both, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6, err_msg=change.__name__)
+
+
+def test_weights_that_are_not_contiguous_come_back_as_a_copy() -> None:
+    """As thinc's do; PyTorchWrapper and others put it in the place of the weights."""
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.Adam(0.01), normal(6, 0).reshape(3, 2).T
+        for step in range(3):
+            w, zeros = optimizer((0, "W"), w, normal(6, step).reshape(3, 2).T)
+            assert not zeros.any()
+        assert w.flags.c_contiguous
+        both.append(w)
+    np.testing.assert_allclose(both[0], both[1], rtol=3e-5, atol=3e-6)
+
+
+def test_adam_without_beta1_is_not_implemented() -> None:
+    """As in thinc; it was plain gradient descent."""
+    for library in (adapted, thinc.optimizers):
+        w = np.ones(4, np.float32)
+        with pytest.raises(NotImplementedError):
+            library.Adam(0.1, beta1=0.0)((0, "W"), w, np.ones(4, np.float32))
+        assert (w == 1).all()
+
+
 def test_refusals() -> None:
     optimizer, w = adapted.Adam(0.1), np.ones(4, np.float32)
     optimizer((0, "W"), w, np.ones(4, np.float32))

@@ -56,7 +56,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 
         Args:
             key: who the parameter is.
-            weights: float32, C-contiguous, of NumPy or CuPy.
+            weights: float32, of NumPy or CuPy. Where they are not C-contiguous, a copy is updated and
+                returned, as thinc does.
             gradient: of the same shape.
             lr_scale: what the learning rate is multiplied by.
 
@@ -73,7 +74,17 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             learn_rate = learn_rate(self.step, **about)
             settings = (*(schedule(self.step, **about) for schedule in settings[:NUMBERS]), *flags)
         updater = self._updaters.get(key)
-        if updater is None or (updater.weights is not weights and not updater.plan.owns(weights)):
+        count, averages = self.nr_update[key], self.averages
+        if (
+            updater is None
+            or (updater.weights is not weights and not updater.plan.owns(weights))
+            or updater.count != count
+            or updater.mom1 is not self.mom1.get(key)
+            or updater.mom2 is not self.mom2.get(key)
+            or updater.average is not (averages is not None and averages.get(key))
+        ):
+            if not weights.flags.c_contiguous:
+                weights = weights.copy()
             updater = self._updaters[key] = Updater(self, key, weights, settings)
         if settings != updater.settings:
             updater.configure(settings)
@@ -82,7 +93,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         rate = float(learn_rate) * lr_scale
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
         updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
-        self.nr_update[key] += 1
+        self.nr_update[key] = updater.count = count + 1
         return weights, gradient
 
 
@@ -94,7 +105,7 @@ class Updaters(dict[Key, "Updater"]):
 
 
 class Updater:
-    """What updates one parameter."""
+    """What updates one parameter, as long as its state is what the optimizer's attributes say."""
 
     def __init__(self, optimizer: Optimizer, key: Key, weights: Any, settings: Settings) -> None:
         self.who, self.weights = type(optimizer).__name__, weights
@@ -102,12 +113,15 @@ class Updater:
         self.plan = _native.Plan(
             self.who, rule_of(settings), False, self.averages, [weights], [key[1]], {}, []
         )
-        self.plan.calls = self.plan.updates = optimizer.nr_update[key]
+        self.count = self.plan.calls = self.plan.updates = optimizer.nr_update[key]
         kept = {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}
         for slot in self.plan.slot_names:
             array, known = self._array(slot), kept[slot].get(key)
             array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
             kept[slot][key] = array
+        # What the optimizer's attributes had then: whoever writes others means them.
+        self.mom1, self.mom2 = optimizer.mom1.get(key), optimizer.mom2.get(key)
+        self.average = self.averages and optimizer.averages.get(key)
         self.settings: Settings = ()
 
     def _array(self, slot: str) -> Any:
@@ -141,6 +155,11 @@ def rule_of(settings: Settings) -> str:
     b1, b2, *_, use_radam = settings
     if use_radam:
         return "radam"
+    if b2 > 0 >= b1:
+        raise NotImplementedError(
+            f"Adam: beta1 is {b1} and beta2 is {b2}, which thinc does not implement; set both above 0, or"
+            " beta2 to 0, for plain gradient descent"
+        )
     return "adam" if b1 > 0 and b2 > 0 else "sgd"
 
 

@@ -603,6 +603,19 @@ def test_constraints_and_frozen_layers() -> None:
     assert (trained.layers[1].kernel.numpy() >= 0).all()
 
 
+def test_variables_that_are_overwritten_by_their_gradients() -> None:
+    """As the scales of float8 layers are; also where gradients are accumulated."""
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        targets[1].overwrite_with_gradient = True
+        optimizer = library.Adam(0.1, gradient_accumulation_steps=2, use_ema=True)
+        walk(optimizer, targets, range(4))
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
 # Refusals.
 
 

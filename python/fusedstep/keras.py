@@ -136,8 +136,10 @@ class Fused(keras.optimizers.Optimizer):
     ) -> Any:
         """Return a slot as one of Keras' variables, over the memory that steps write."""
         variable = super().add_variable_from_reference(reference_variable, name, initializer)
-        self._layout.slots.append((variable, self._layout.index[id(reference_variable)], name or ""))
-        self._show_slot(*self._layout.slots[-1])
+        index = self._layout.index.get(id(reference_variable))
+        if index is not None:  # else it is overwritten by its gradients, and Keras keeps their maximum
+            self._layout.slots.append((variable, index, name or ""))
+            self._show_slot(variable, index, name or "")
         return variable
 
     def _show_slot(self, variable: Any, index: int, name: str) -> Any:

@@ -213,23 +213,15 @@ class Fused(keras.optimizers.Optimizer):
             return rate
         return float(rate)
 
-    @torch.no_grad()
     def _step(self, gradients: list[Any], rate: Any) -> None:
         """Make the native call."""
         layout = self._layout
         values, _ = _native.attributes_of(layout.variables, "_value")
         if layout.odd:
-            gradients = list(gradients)
-        for i, odd in layout.odd.items():
-            if values[i] is not odd.p or Place.of(odd.p) != layout.places[i]:
-                raise _MovedError
-            odd.read(layout.places[i].address)
-            values[i] = odd.variable
-            if gradients[i] is not None:
-                gradients[i] = odd.gradient(gradients[i])
+            gradients, values = layout.read_odd(gradients, values)
         self._core._plans[0].step(gradients, values, rate)
-        for odd in layout.odd.values():
-            odd.write()
+        if layout.odd:
+            layout.write_odd()
         increment_version(values)
 
     @torch.no_grad()
@@ -349,6 +341,7 @@ class Layout:
     def __init__(self, variables: list[Any], who: str) -> None:
         self.variables = variables
         self.index = {id(variable): i for i, variable in enumerate(variables)}
+        self.ids = list(self.index)
         self.slots: list[tuple[Any, int, str]] = []  # Keras' variables, of which variable, and their names
         self.tensors = [variable.value for variable in variables]
         self.places = list(map(Place.of, self.tensors))
@@ -367,10 +360,29 @@ class Layout:
     def in_order(self, gradients: Any, variables: Any) -> Any:
         """Return the gradients in the order of the build, None for a variable that has none."""
         ids = list(map(id, variables))
-        if ids == list(self.index):
+        if ids == self.ids:
             return gradients
         gradient_of = dict(zip(ids, gradients, strict=True))
-        return list(map(gradient_of.get, self.index))
+        return list(map(gradient_of.get, self.ids))
+
+    @torch.no_grad()
+    def read_odd(self, gradients: list[Any], values: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Return gradients and variables with those that are not contiguous as the plan takes them."""
+        gradients, values = list(gradients), list(values)
+        for i, odd in self.odd.items():
+            if values[i] is not odd.p or Place.of(odd.p) != self.places[i]:
+                raise _MovedError
+            odd.read(self.places[i].address)
+            values[i] = odd.variable
+            if gradients[i] is not None:
+                gradients[i] = odd.gradient(gradients[i])
+        return gradients, values
+
+    @torch.no_grad()
+    def write_odd(self) -> None:
+        """Put what the step made of copies into the variables."""
+        for odd in self.odd.values():
+            odd.write()
 
     def refuse_sparse(self, gradients: Any, who: str) -> None:
         """Raise where a gradient is sparse."""

@@ -67,12 +67,20 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         if len(gradient) < 1:
             return weights, gradient
         learn_rate = self.learn_rate
-        flags = self.L2_is_weight_decay, self.use_radam
-        settings = (self.b1, self.b2, self.eps, self.L2, self.grad_clip, *flags)
+        settings = (
+            self.b1,
+            self.b2,
+            self.eps,
+            self.L2,
+            self.grad_clip,
+            self.L2_is_weight_decay,
+            self.use_radam,
+        )
         if HAS_SCHEDULES:
             about = {"key": key, "last_score": self.last_score}
             learn_rate = learn_rate(self.step, **about)
-            settings = (*(schedule(self.step, **about) for schedule in settings[:NUMBERS]), *flags)
+            numbers = (schedule(self.step, **about) for schedule in settings[:NUMBERS])
+            settings = (*numbers, *settings[NUMBERS:])
         updater = self._updaters.get(key)
         count, averages = self.nr_update[key], self.averages
         if (

@@ -429,6 +429,33 @@ def test_variables_of_another_dtype_are_trained_on() -> None:
     assert targets[1].numpy().tobytes() == twins[1].numpy().tobytes()
 
 
+def test_a_variable_that_cannot_be_trained_for_a_while_goes_on_after_it() -> None:
+    targets, twins = variables(), variables()
+    optimizer, twin = adapted.Adam(0.01), adapted.Adam(0.01)
+    for step in range(4):
+        if step == 2:
+            whole = targets[0].value.data
+            targets[0].value.data = whole.to(torch.float8_e4m3fn)
+            with pytest.raises(TypeError, match="float8_e4m3fn, but a variable must be"):
+                walk(optimizer, targets, range(step, step + 1))
+            targets[0].value.data = whole.clone()
+        walk(optimizer, targets, range(step, step + 1))
+        walk(twin, twins, range(step, step + 1))
+    assert [v.numpy().tobytes() for v in targets] == [v.numpy().tobytes() for v in twins]
+
+
+def test_averages_that_were_turned_off_do_not_keep_variables_from_moving() -> None:
+    targets, twins = variables(), variables()
+    optimizer, twin = adapted.Adam(0.01, use_ema=True), adapted.Adam(0.01)
+    for step in range(4):
+        if step == 2:
+            optimizer.use_ema = False
+            to_clone(targets[0])
+        walk(optimizer, targets, range(step, step + 1))
+        walk(twin, twins, range(step, step + 1))
+    assert [v.numpy().tobytes() for v in targets] == [v.numpy().tobytes() for v in twins]
+
+
 def test_a_variable_of_another_shape_is_refused() -> None:
     targets = variables()
     optimizer = adapted.Adam(0.01)

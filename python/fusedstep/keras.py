@@ -91,12 +91,12 @@ class Fused(keras.optimizers.Optimizer):
             for name in self._core_class._hyperparameters
             if name not in KERAS_OWN and name not in self._core_arguments and hasattr(self, name)
         )
-        self._make_core()
+        self._core = self._make_core()
         self._siblings: tuple[Fused, ...] = ()
 
-    def _make_core(self) -> None:
+    def _make_core(self) -> fusedstep.Optimizer:
         self._seen = self._core_values()
-        self._core = self._core_class(0.0, **self._seen, **self._core_arguments)
+        return self._core_class(0.0, **self._seen, **self._core_arguments)
 
     def _core_values(self) -> "Values":
         """Return the arguments that the step depends on."""
@@ -124,12 +124,12 @@ class Fused(keras.optimizers.Optimizer):
 
     def _bind(self, layout: "Layout") -> None:
         """Have steps write the memory that the variables have now."""
-        self._make_core()
-        self._core.build(layout.named)
+        core = self._make_core()
+        core.build(layout.named)
         for name, variable in layout.variable_of_name.items():
             if not self._use_weight_decay(variable):
-                self._core.adjust(name, weight_decay=0.0)
-        self._layout = layout
+                core.adjust(name, weight_decay=0.0)
+        self._core, self._layout = core, layout
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
@@ -236,12 +236,13 @@ class Fused(keras.optimizers.Optimizer):
                     f" {tuple(was.shape)} when the optimizer was built; make a new optimizer"
                 )
         self._bind(layout)
+        moved = self._core._plans[0]
         for name in SCALARS:
-            setattr(self._core._plans[0], name, getattr(plan, name))
-        for variable, index, name in before.slots:
+            setattr(moved, name, getattr(plan, name))
+        layout.slots = [slot for slot in before.slots if slot[2] in moved.slot_names]  # what is on now
+        for variable, index, name in layout.slots:
             values = variable.value
             self._show_slot(variable, index, name).copy_(values)
-        layout.slots = before.slots
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some."""

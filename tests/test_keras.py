@@ -711,7 +711,7 @@ def test_ftrl_refuses_a_rate_of_0(rate: Any) -> None:
     walk(optimizer, targets, range(1))
     state = [v.numpy() for v in (*targets, *optimizer.variables[2:])]
     optimizer.learning_rate = rate
-    with pytest.raises(ValueError, match=r"Ftrl: learning_rate must not be 0, got 0\.0; the rule divides by"):
+    with pytest.raises(ValueError, match=r"Ftrl: learning_rate must not be .*the rule divides by it"):
         walk(optimizer, targets, range(1, 2))
     now = [v.numpy() for v in (*targets, *optimizer.variables[-len(state) + 2 :])]
     assert all((a == b).all() for a, b in zip(now, state, strict=True))

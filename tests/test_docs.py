@@ -83,8 +83,10 @@ def test_the_layers_declare_the_same() -> None:
 def test_intervals_are_told_and_classes_are_in_the_readme(cls: type[Optimizer]) -> None:
     documented = "".join(base.__doc__ or "" for base in cls.__mro__)
     for name, parameter in cls._hyperparameters.items():
-        text = getattr(parameter, "interval", None) and parameter.interval.text
-        if name not in Optimizer._hyperparameters and text not in (None, "(-inf, inf)"):
+        if name in Optimizer._hyperparameters or not isinstance(parameter, Hyperparameter):
+            continue
+        text = parameter.interval.text
+        if text != "(-inf, inf)":
             assert re.search(rf"{name}: [^:]*{re.escape(text)}", documented), f"{name} in {text}"
     assert re.search(rf"^\|.*`{cls.__name__}`", (ROOT / "README.md").read_text(), re.MULTILINE)
 

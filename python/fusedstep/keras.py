@@ -14,7 +14,7 @@ another backend raises RuntimeError.
 import inspect
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import keras
 
@@ -32,7 +32,8 @@ if keras.backend.backend() != "torch":
 import torch
 from torch.autograd.graph import increment_version
 
-from fusedstep.torch import _MovedError, odd_layout
+from fusedstep.torch.layouts import odd_layout, place_of
+from fusedstep.torch.part import MovedError
 
 __all__ = [
     "SGD",
@@ -197,7 +198,7 @@ class Fused(keras.optimizers.Optimizer):
         plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
         try:
             self._step(gradients, rate)
-        except (_MovedError, TypeError, ValueError):
+        except (MovedError, TypeError, ValueError):
             if not self._layout.has_moved():
                 self._layout.refuse_sparse(gradients, f"{type(self).__name__}.apply")
                 raise
@@ -345,7 +346,7 @@ class Layout:
         self.ids = list(self.index)
         self.slots: list[tuple[Any, int, str]] = []  # Keras' variables, of which variable, and their names
         self.tensors = [variable.value for variable in variables]
-        self.places = list(map(Place.of, self.tensors))
+        self.places = list(map(place_of, self.tensors))
         odd = {i: odd_layout(tensor, who) for i, tensor in enumerate(self.tensors)}
         self.odd = {i: one for i, one in odd.items() if one is not None}
         devices = {tensor.device for tensor in self.tensors}
@@ -371,9 +372,9 @@ class Layout:
         """Return gradients and variables with those that are not contiguous as the plan takes them."""
         gradients, values = list(gradients), list(values)
         for i, odd in self.odd.items():
-            if values[i] is not odd.p or Place.of(odd.p) != self.places[i]:
-                raise _MovedError
-            odd.read(self.places[i].address)
+            if values[i] is not odd.p or place_of(odd.p) != self.places[i]:
+                raise MovedError
+            odd.read()
             values[i] = odd.variable
             if gradients[i] is not None:
                 gradients[i] = odd.gradient(gradients[i])
@@ -398,21 +399,7 @@ class Layout:
     def has_moved(self) -> bool:
         """Whether a variable has another tensor or other memory than when this was made."""
         now = [variable.value for variable in self.variables]
-        return list(map(id, now)) != list(map(id, self.tensors)) or list(map(Place.of, now)) != self.places
-
-
-class Place(NamedTuple):
-    """What a plan depends on of a tensor."""
-
-    address: int
-    dtype: Any
-    shape: Any
-    strides: Any
-
-    @classmethod
-    def of(cls, tensor: Any) -> "Place":
-        """Return a tensor's."""
-        return cls(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        return list(map(id, now)) != list(map(id, self.tensors)) or list(map(place_of, now)) != self.places
 
 
 register = keras.saving.register_keras_serializable(package="fusedstep")
@@ -504,12 +491,6 @@ class Ftrl(Fused, keras.optimizers.Ftrl):
     """keras.optimizers.Ftrl."""
 
     _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Ftrl
-
-    def _rate(self) -> Any:
-        rate = super()._rate()
-        if isinstance(rate, float) and rate == 0:  # to look at one on a GPU would wait for it
-            raise ValueError(f"Ftrl: learning_rate must not be 0, got {rate!r}; the rule divides by it")
-        return rate
 
 
 @register

@@ -1,6 +1,6 @@
 """How parameters lie in memory, and how those are updated that do not lie as they are read."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,9 +94,18 @@ def has_memory(p: Tensor) -> bool:
         return False
 
 
-def place_of(p: Tensor) -> tuple[Any, ...]:
-    """Return where and how a tensor lies in memory."""
-    return p.data_ptr(), p.shape, p.stride(), p.dtype
+class Place(NamedTuple):
+    """Where and how a tensor lies in memory: what a plan depends on."""
+
+    address: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def place_of(p: Tensor) -> Place:
+    """Return a tensor's."""
+    return Place(p.data_ptr(), p.shape, p.stride(), p.dtype)
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:

@@ -124,6 +124,20 @@ def test_every_phase(dtype: Any, lazy: bool, gpus: None) -> None:
     assert_same(optimizer, variables, reference)
 
 
+@pytest.mark.parametrize("row", [4088, 4095, 4096, 8191])
+def test_a_lazy_row_where_slices_meet(row: int, gpus: None) -> None:
+    """Of a variable that begins anywhere: its tile may be of the slice after its own."""
+    rng = np.random.default_rng(3)
+    start = [random_array(rng, (8195, 1), np.float16) for _ in range(8)]
+    optimizer = Adam(0.1, lazy=True)
+    reference = Reference(optimizer, start)
+    variables = [simulation.array_on(0, one, 2 * phase) for phase, one in enumerate(start)]
+    grads: list[Any] = [(np.array([row]), np.ones((1, 1), np.float16)) for _ in start]
+    optimizer.apply(put_any(grads), variables)
+    reference.apply(grads)
+    assert_same(optimizer, variables, reference)
+
+
 @given(
     rows=st.integers(1, 400),
     size=st.integers(1, 9),

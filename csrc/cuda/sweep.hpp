@@ -53,17 +53,19 @@ FUSEDSTEP_HOST_DEVICE inline int element_bytes(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
-// Works through the elements [begin, end) of an array: `work(first, Elements<V>)` on neighbours that start at a
-// multiple of V elements in memory, of which the slice may have but a part.
+// Works through the tiles of a slice, elements [begin, end) of an array: `work(first, Elements<V>)` on neighbours that
+// start at a multiple of V elements in memory. The slice's own bounds move down to such places, but at the ends of the
+// array, which alone have parts of tiles: so no slice has a tile more than its threads can share.
 template <int V, class Work>
 FUSEDSTEP_HOST_DEVICE inline void for_tiles(const Array& array, int bytes_of_element, std::int64_t begin,
                                             std::int64_t end, int thread, const Work& work) {
-  // A slice starts at a multiple of V from the start of its array.
+  static_assert(slice_unit % (block_threads * V) == 0);
   const auto phase = static_cast<int>(reinterpret_cast<std::uintptr_t>(array.variable) /
                                       static_cast<std::uintptr_t>(bytes_of_element) % V);
-  for (std::int64_t at = begin - phase + thread * V; at < end; at += block_threads * V) {
-    const std::int64_t before = begin - at, left = end - at;
-    work(at, Elements<V>{before > 0 ? static_cast<int>(before) : 0, left < V ? static_cast<int>(left) : V});
+  const std::int64_t until = end < array.size ? end - phase : end;
+  for (std::int64_t at = begin - phase + thread * V; at < until; at += block_threads * V) {
+    const std::int64_t left = until - at;
+    work(at, Elements<V>{at < 0 ? static_cast<int>(-at) : 0, left < V ? static_cast<int>(left) : V});
   }
 }
 
@@ -112,7 +114,7 @@ FUSEDSTEP_HOST_DEVICE inline void staged_slice(const Launch& launch, const Made&
   const Array& array = launch.table.arrays[index];
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Touched touched(launch, index);
-  if (!touched.any(begin, end)) return;
+  if (!touched.any(begin < V ? 0 : begin - V, end)) return;  // where its tiles may begin
   for_tiles<V>(array, element_bytes(array.dtype), begin, end, thread, [&](std::int64_t at, Elements<V> of) {
     for_touched(touched, at, of, [&](Elements<V> part) {
       Tile<Rule, C, V> tile(launch, rule, flow, index, at, part);

@@ -15,13 +15,17 @@ FUSEDSTEP_HOST_DEVICE inline C* handed(const Launch& launch, const Array& array,
 template <Kernel kernel, class C>
 FUSEDSTEP_HOST_DEVICE inline void custom_slice(const Launch& launch, const Made& made, const Span& span, int thread) {
   constexpr int V = widest_access / static_cast<int>(sizeof(C));
-  const Array& array = launch.table.arrays[span.index];
+  const Array array = launch.table.arrays[span.index];
   for_tiles<V>(array, element_bytes(array.dtype), span.begin, span.end, thread, [&](std::int64_t at, Elements<V> of) {
     C p[V], h[V];
     if constexpr (kernel == Kernel::hand_over) {
       const Flow flow = flow_of(launch, made, span.index, true);
-      load_variable(array, at, p, of);
-      gather_sum<true>(launch, flow.stages, span.index, at, h, of);
+      Gathering<true, C, V> gradient;
+      Arriving<C, V> variable;
+      gradient.load(launch, flow.stages, span.index, array, at, of);
+      variable.load(array.variable, stored_as<C>(array), at, of);
+      variable.widen_all(p);
+      gradient.sum(launch, flow.stages, span.index, at, h, of);
       if (flow.stages.clears_gradient) clear(gradient_of(launch, 0, span.index), at, of);
       prepare<C, V>(flow, p, h);
       decay(flow.stages, p, of);

@@ -98,8 +98,14 @@ class Block {
   }
 };
 
+// How many blocks a multiprocessor shall have room for: of three, some compute while others wait for memory. The
+// stages, and pow, need more registers than a thread has then.
 template <template <class> class R, Kernel kernel>
-__global__ void __launch_bounds__(block_threads, 2) sweep_kernel(const __grid_constant__ Launch launch) {
+constexpr int blocks_at_once = kernel == Kernel::bare && !requires { requires R<float>::calls_pow; } ? 3 : 2;
+
+template <template <class> class R, Kernel kernel>
+__global__ void __launch_bounds__(block_threads, blocks_at_once<R, kernel>)
+    sweep_kernel(const __grid_constant__ Launch launch) {
   __shared__ Made made[is_first_pass<R, kernel> ? Block::warps : 1];
   Block team;
   sweep_block<R, kernel>(team, launch, made);

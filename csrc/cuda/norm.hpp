@@ -49,8 +49,11 @@ FUSEDSTEP_HOST_DEVICE inline void norm_leaf(Team& team, const Launch& launch, co
                                             double* sum) {
   const std::uint32_t index = span.index;
   const std::int64_t begin = span.begin, end = span.end;
+  const Array& array = launch.table.arrays[index];
   const auto read = [&](std::int64_t from, C* x, auto of) {
-    gather_sum<kernel == Kernel::norms_of_any>(launch, stages, index, from, x, of);
+    Gathering<kernel == Kernel::norms_of_any, C, lanes_of_thread> gathering;
+    gathering.load(launch, stages, index, array, from, of);
+    gathering.sum(launch, stages, index, from, x, of);
   };
   const double total = team.sum_lanes([&](int thread, double* lane) { sum_rows<C>(thread, begin, end, read, lane); });
   team.by_one_of_warp([&] { *sum = total; });

@@ -109,15 +109,15 @@ FUSEDSTEP_HOST_DEVICE inline void bare_slice(const Launch& launch, const Made& m
 
 template <Pass pass, class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void staged_slice(const Launch& launch, const Made& made, const Flow& flow,
-                                               std::uint32_t index, std::int64_t begin, std::int64_t end, int thread) {
+                                               std::uint32_t index, const Array& array, std::int64_t begin,
+                                               std::int64_t end, int thread) {
   constexpr int V = widest_access / static_cast<int>(sizeof(C));
-  const Array& array = launch.table.arrays[index];
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Touched touched(launch, index);
   if (!touched.any(begin < V ? 0 : begin - V, end)) return;  // where its tiles may begin
   for_tiles<V>(array, element_bytes(array.dtype), begin, end, thread, [&](std::int64_t at, Elements<V> of) {
     for_touched(touched, at, of, [&](Elements<V> part) {
-      Tile<Rule, C, V> tile(launch, rule, flow, index, at, part);
+      Tile<Rule, C, V> tile(launch, rule, flow, index, array, at, part);
       stage_tile<pass>(flow, tile, part);
     });
   });
@@ -177,8 +177,7 @@ FUSEDSTEP_HOST_DEVICE inline bool is_made_for(const Made& made, const Array& arr
 
 template <class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void bare_slice_of(const Launch& launch, const Made& made, const Span& span,
-                                                const void* gradient, int thread) {
-  const Array& array = launch.table.arrays[span.index];
+                                                const Array& array, const void* gradient, int thread) {
   if constexpr (sizeof(C) == 4) {
     if (array.dtype == DType::bfloat16) {
       return bare_slice<Rule, C, BFloat16>(launch, made, array, gradient, span.begin, span.end, thread);
@@ -193,22 +192,22 @@ FUSEDSTEP_HOST_DEVICE inline void bare_slice_of(const Launch& launch, const Made
 // One slice, the part of one thread of a block.
 template <Kernel kernel, class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void take_slice(const Launch& launch, const Made& made, const Span& span,
-                                             const UnpackedGradient& gradient, int thread) {
+                                             const Array& array, const UnpackedGradient& gradient, int thread) {
   if constexpr (kernel == Kernel::bare) {
-    bare_slice_of<Rule, C>(launch, made, span, gradient.data, thread);
+    bare_slice_of<Rule, C>(launch, made, span, array, gradient.data, thread);
   } else {
     constexpr Pass pass = kernel == Kernel::second ? Pass::second : Pass::only;
     Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
     if (pass == Pass::second) flow.update_factor = made.settings.learning_rate * launch.table.factors[span.index];
-    staged_slice<pass, Rule, C>(launch, made, flow, span.index, span.begin, span.end, thread);
+    staged_slice<pass, Rule, C>(launch, made, flow, span.index, array, span.begin, span.end, thread);
   }
 }
 
 // The same for a first pass, the part of one thread of a warp, which sums squares of the variable and the update.
 template <class Rule, class C>
 FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& made, const Span& span,
-                                              const UnpackedGradient& gradient, int thread, double* of_variable,
-                                              double* of_update) {
+                                              const Array& array, const UnpackedGradient& gradient, int thread,
+                                              double* of_variable, double* of_update) {
   const Rule rule = *reinterpret_cast<const Rule*>(made.rule);
   const Flow flow = flow_of(launch, made, span.index, gradient.data != nullptr);
   constexpr int V = widest_access / static_cast<int>(sizeof(C));
@@ -220,7 +219,7 @@ FUSEDSTEP_HOST_DEVICE inline void first_slice(const Launch& launch, const Made& 
     for (int lane = 0; lane < lanes_of_thread; lane += V) {
       const std::int64_t from = row + lane;
       for_touched(touched, from, elements_until<V>(from, span.end), [&](Elements<V> part) {
-        Tile<Rule, C, V> tile(launch, rule, flow, span.index, from, part);
+        Tile<Rule, C, V> tile(launch, rule, flow, span.index, array, from, part);
         stage_tile<Pass::first>(flow, tile, part);
         if (!tile.updates) return;
         FUSEDSTEP_UNROLLED
@@ -245,10 +244,10 @@ FUSEDSTEP_HOST_DEVICE inline void first_pass(Team& team, const Launch& launch, M
     for (std::uint32_t i = team.block() * Team::warps + warp; i < launch.slices; i += warps) {
       const std::uint32_t slice = launch.first_slice + i;
       const Span span = span_of(table, table.slices[slice]);
-      const Array& array = table.arrays[span.index];
+      const Array array = table.arrays[span.index];
       team.wait_in_warp();
       team.by_one_of_warp([&] {
-        if (i < warps || !is_made_for(made, array)) make<R>(launch, array, made);
+        if (i < warps || !is_made_for(made, array)) make<R>(launch, table.arrays[span.index], made);
       });
       team.wait_in_warp();
       const UnpackedGradient gradient = gradient_of(launch, 0, span.index);
@@ -257,9 +256,9 @@ FUSEDSTEP_HOST_DEVICE inline void first_pass(Team& team, const Launch& launch, M
           [&](int thread, double* of_variable, double* of_update) {
             if (!visited) return;
             if (array.compute == compute_float64) {
-              first_slice<R<double>, double>(launch, made, span, gradient, thread, of_variable, of_update);
+              first_slice<R<double>, double>(launch, made, span, array, gradient, thread, of_variable, of_update);
             } else {
-              first_slice<R<float>, float>(launch, made, span, gradient, thread, of_variable, of_update);
+              first_slice<R<float>, float>(launch, made, span, array, gradient, thread, of_variable, of_update);
             }
           },
           table.slice_sums + slice, table.update_sums + slice);
@@ -273,15 +272,17 @@ FUSEDSTEP_HOST_DEVICE inline void last_pass(Team& team, const Launch& launch, Ma
   const Table& table = launch.table;
   for (std::uint32_t i = team.block(); i < launch.slices; i += team.blocks()) {
     const Span span = span_of(table, table.slices[launch.first_slice + i]);
-    const Array& array = table.arrays[span.index];
+    const Array array = table.arrays[span.index];  // a copy: of what is in memory, any store may change it
     const UnpackedGradient gradient = gradient_of(launch, 0, span.index);
-    if (i == team.block() || !is_made_for(made, array)) team.once([&] { make<R>(launch, array, made); });
+    if (i == team.block() || !is_made_for(made, array)) {
+      team.once([&] { make<R>(launch, table.arrays[span.index], made); });
+    }
     if (gradient.data == nullptr && !visits_without_gradient(made.settings.stages)) continue;
     team.each([&](int thread) {
       if (array.compute == compute_float64) {
-        take_slice<kernel, R<double>, double>(launch, made, span, gradient, thread);
+        take_slice<kernel, R<double>, double>(launch, made, span, array, gradient, thread);
       } else {
-        take_slice<kernel, R<float>, float>(launch, made, span, gradient, thread);
+        take_slice<kernel, R<float>, float>(launch, made, span, array, gradient, thread);
       }
     });
   }

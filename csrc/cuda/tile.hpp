@@ -28,8 +28,8 @@ FUSEDSTEP_HOST_DEVICE inline bool takes_packets(const Storage* values, Elements<
   return of.all() && reinterpret_cast<std::uintptr_t>(values) % (packet_size<Storage, V> * sizeof(Storage)) == 0;
 }
 
-template <class Storage, class C, int V>
-FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elements<V> of) {
+template <class Storage, int V>
+FUSEDSTEP_HOST_DEVICE inline Loaded<Storage, V> load_packets(const Storage* from, Elements<V> of) {
   constexpr int n = packet_size<Storage, V>;
   is_in_arrays(from);
   Loaded<Storage, V> loaded;
@@ -40,8 +40,18 @@ FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elemen
     FUSEDSTEP_UNROLLED
     for (int i = 0; i < V; ++i) loaded.set(i, of.has(i) ? from[i] : Storage());
   }
+  return loaded;
+}
+
+template <class Storage, class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void widen_loaded(const Loaded<Storage, V>& loaded, C* to) {
   FUSEDSTEP_UNROLLED
   for (int i = 0; i < V; ++i) to[i] = static_cast<C>(widen(loaded.get(i)));
+}
+
+template <class Storage, class C, int V>
+FUSEDSTEP_HOST_DEVICE inline void load_values(const Storage* from, C* to, Elements<V> of) {
+  widen_loaded(load_packets(from, of), to);
 }
 
 template <class Storage, class C, int V>
@@ -75,17 +85,58 @@ FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64
   }
 }
 
-// Of a variable, which is stored in the compute type or in less.
-template <int V>
-FUSEDSTEP_HOST_DEVICE inline void load_variable(const Array& array, std::int64_t begin, float* to, Elements<V> of) {
-  if (array.dtype == DType::float32) load_values(static_cast<const float*>(array.variable) + begin, to, of);
-  if (array.dtype == DType::float16) load_values(static_cast<const Float16*>(array.variable) + begin, to, of);
-  if (array.dtype == DType::bfloat16) load_values(static_cast<const BFloat16*>(array.variable) + begin, to, of);
+// Elements of any dtype on their way from memory. Whoever widens them waits for them, and so would all that is loaded
+// later: what a tile needs is asked for first, and widened once all of it is under way.
+template <class C, int V>
+class Arriving {
+ public:
+  // Of a dtype that is not wider than C.
+  FUSEDSTEP_HOST_DEVICE void load(const void* from, DType dtype, std::int64_t begin, Elements<V> of) {
+    dtype_ = dtype;
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (dtype == DType::float32) return load_values(static_cast<const float*>(from) + begin, values_, of);
+      // Or of Float16, which has as many bits.
+      const auto loaded = load_packets(static_cast<const BFloat16*>(from) + begin, of);
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < V / 2; ++i) values_[i] = bits_as<float>(loaded.pairs[i]);
+    } else {
+      FUSEDSTEP_TARGET::load(from, dtype, begin, values_, of);
+    }
+  }
+  FUSEDSTEP_HOST_DEVICE void take(const C* values) {
+    dtype_ = dtype_of(C());
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) values_[i] = values[i];
+  }
+
+  FUSEDSTEP_HOST_DEVICE void widen_all(C* to) const {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (dtype_ == DType::float16) return widen_loaded(pairs<Float16>(), to);
+      if (dtype_ == DType::bfloat16) return widen_loaded(pairs<BFloat16>(), to);
+    }
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) to[i] = values_[i];
+  }
+
+ private:
+  template <class Storage>
+  FUSEDSTEP_HOST_DEVICE Loaded<Storage, V> pairs() const {
+    Loaded<Storage, V> loaded;
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V / 2; ++i) loaded.pairs[i] = bits_as<std::uint32_t>(values_[i]);
+    return loaded;
+  }
+
+  DType dtype_ = dtype_of(C());
+  C values_[V] = {};  // those of 16 bits in pairs, in the first half; zeros for no reader, as in a Tile
+};
+
+// Of a variable, which is stored in the compute type or in less: what it is stored as.
+template <class C>
+FUSEDSTEP_HOST_DEVICE inline DType stored_as(const Array& array) {
+  return sizeof(C) == sizeof(double) ? DType::float64 : array.dtype;
 }
-template <int V>
-FUSEDSTEP_HOST_DEVICE inline void load_variable(const Array& array, std::int64_t begin, double* to, Elements<V> of) {
-  load_values(static_cast<const double*>(array.variable) + begin, to, of);
-}
+
 template <int V>
 FUSEDSTEP_HOST_DEVICE inline void store_variable(const float* from, const Array& array, std::int64_t begin,
                                                  Elements<V> of) {
@@ -172,31 +223,50 @@ FUSEDSTEP_HOST_DEVICE inline C* slot_of(std::byte* kind, const Array& array) {
 }
 
 template <bool may_be_sparse, class C, int V>
-FUSEDSTEP_HOST_DEVICE inline void load_gradient(const UnpackedGradient& gradient, std::int64_t begin, C* to,
-                                                Elements<V> of) {
-  if (!may_be_sparse || gradient.sparse == nullptr) return load(gradient.data, gradient.dtype, begin, to, of);
-  const Values<C, V> values = values_of_rows<C, V>(*gradient.sparse, begin, of.low, of.high);
-  FUSEDSTEP_UNROLLED
-  for (int i = 0; i < V; ++i) to[i] = values.of[i];
+FUSEDSTEP_HOST_DEVICE inline void load_gradient(const UnpackedGradient& gradient, std::int64_t begin,
+                                                Arriving<C, V>& to, Elements<V> of) {
+  if (may_be_sparse && gradient.sparse != nullptr) {
+    to.take(values_of_rows<C, V>(*gradient.sparse, begin, of.low, of.high).of);
+  } else if (sizeof(C) < sizeof(double) && gradient.dtype == DType::float64) {
+    C values[V];
+    load_values(static_cast<const double*>(gradient.data) + begin, values, of);
+    to.take(values);
+  } else {
+    to.load(gradient.data, gradient.dtype, begin, of);
+  }
 }
 
-// The gradient of a tile up to the sum over calls.
+// The gradient of a tile up to the sum over calls: on its way, and then there. (Sparse ones are there at once.)
 template <bool may_be_sparse, class C, int V>
-FUSEDSTEP_HOST_DEVICE inline void gather_sum(const Launch& launch, const Stages& stages, std::uint32_t index,
-                                             std::int64_t begin, C* h, Elements<V> of) {
-  C more[V];
-  for (std::uint32_t replica = 0; replica < launch.replicas; ++replica) {
-    const UnpackedGradient gradient = gradient_of(launch, replica, index);
-    if (gradient.data == nullptr) continue;
-    load_gradient<may_be_sparse>(gradient, begin, more, of);
-    FUSEDSTEP_UNROLLED
-    for (int i = 0; i < V; ++i) h[i] = replica == 0 ? more[i] : h[i] + more[i];
+class Gathering {
+ public:
+  FUSEDSTEP_HOST_DEVICE void load(const Launch& launch, const Stages& stages, std::uint32_t index, const Array& array,
+                                  std::int64_t begin, Elements<V> of) {
+    load_gradient<may_be_sparse>(gradient_of(launch, 0, index), begin, first_, of);
+    if (stages.accumulation == Accumulation::off) return;
+    load_values(slot_of<C>(launch.table.accumulator, array) + begin, sum_, of);
   }
-  if (stages.accumulation != Accumulation::off) {
-    load_values(slot_of<C>(launch.table.accumulator, launch.table.arrays[index]) + begin, more, of);
+
+  FUSEDSTEP_HOST_DEVICE void sum(const Launch& launch, const Stages& stages, std::uint32_t index, std::int64_t begin,
+                                 C* h, Elements<V> of) const {
+    first_.widen_all(h);
+    for (std::uint32_t replica = 1; replica < launch.replicas; ++replica) {
+      const UnpackedGradient gradient = gradient_of(launch, replica, index);
+      if (gradient.data == nullptr) continue;
+      Arriving<C, V> next;
+      C more[V];
+      load_gradient<may_be_sparse>(gradient, begin, next, of);
+      next.widen_all(more);
+      FUSEDSTEP_UNROLLED
+      for (int i = 0; i < V; ++i) h[i] = h[i] + more[i];
+    }
+    add_sum(stages, sum_, h, of);
   }
-  add_sum(stages, more, h, of);
-}
+
+ private:
+  Arriving<C, V> first_;  // of the replicas
+  C sum_[V] = {};
+};
 
 template <class C, int V>
 FUSEDSTEP_HOST_DEVICE inline void prepare(const Flow& flow, const C* p, C* h) {
@@ -218,14 +288,21 @@ template <class Rule, class C, int V>
 class Tile {
  public:
   FUSEDSTEP_HOST_DEVICE Tile(const Launch& launch, const Rule& rule, const Flow& flow, std::uint32_t index,
-                             std::int64_t begin, Elements<V> of)
-      : launch_(launch), rule_(rule), index_(index), array_(launch.table.arrays[index]), begin_(begin), of_(of) {
-    load_variable(array_, begin, p_, of);
-    if (!flow.has_gradient) return;
-    gather_sum<true>(launch, flow.stages, index, begin, h_, of);
-    if (flow.stages.accumulation == Accumulation::add) return;
-    FUSEDSTEP_UNROLLED
-    for (int k = 0; k < slots; ++k) load_values(slot(launch.table.slots[k]), s_[k], of);
+                             const Array& array, std::int64_t begin, Elements<V> of)
+      : launch_(launch), rule_(rule), index_(index), array_(array), begin_(begin), of_(of) {
+    const Average averages = flow.stages.average;
+    const bool updates = flow.has_gradient && flow.stages.accumulation != Accumulation::add;
+    Gathering<true, C, V> gradient;
+    Arriving<C, V> p;
+    if (flow.has_gradient) gradient.load(launch, flow.stages, index, array, begin, of);
+    if (updates || averages != Average::off) p.load(array.variable, stored_as<C>(array), begin, of);
+    if (updates) {
+      FUSEDSTEP_UNROLLED
+      for (int k = 0; k < slots; ++k) load_values(slot(launch.table.slots[k]), s_[k], of);
+    }
+    if (averages == Average::keep || averages == Average::move) load_values(slot(launch.table.average), average_, of);
+    p.widen_all(p_);
+    if (flow.has_gradient) gradient.sum(launch, flow.stages, index, begin, h_, of);
   }
 
   FUSEDSTEP_HOST_DEVICE C* variable() { return p_; }
@@ -257,12 +334,12 @@ class Tile {
   }
   FUSEDSTEP_HOST_DEVICE void store(const C* p) { store_variable(p, array_, begin_, of_); }
   FUSEDSTEP_HOST_DEVICE void as_stored(C* p) {
-    if (array_.dtype != dtype_of(C())) load_variable(array_, begin_, p, of_);
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (array_.dtype == DType::float16) round_to<Float16>(p);
+      if (array_.dtype == DType::bfloat16) round_to<BFloat16>(p);
+    }
   }
-  FUSEDSTEP_HOST_DEVICE C* average() {
-    load_values(slot(launch_.table.average), average_, of_);
-    return average_;
-  }
+  FUSEDSTEP_HOST_DEVICE C* average() { return average_; }
   FUSEDSTEP_HOST_DEVICE void store_average() { store_values(average_, slot(launch_.table.average), of_); }
 
   FUSEDSTEP_HOST_DEVICE const C* update() const { return h_; }  // after the first pass
@@ -276,6 +353,15 @@ class Tile {
   FUSEDSTEP_HOST_DEVICE void store_slots() {
     FUSEDSTEP_UNROLLED
     for (int k = 0; k < slots; ++k) store_values(s_[k], slot(launch_.table.slots[k]), of_);
+  }
+  template <class Storage>
+  FUSEDSTEP_HOST_DEVICE static void round_to(C* p) {
+    FUSEDSTEP_UNROLLED
+    for (int i = 0; i < V; ++i) {
+      Storage stored;
+      narrow(p[i], stored);
+      p[i] = widen(stored);
+    }
   }
   template <int... k>
   FUSEDSTEP_HOST_DEVICE void call(C& p, C g, [[maybe_unused]] int i, std::integer_sequence<int, k...>) {
@@ -296,8 +382,10 @@ class Tile {
   const Array& array_;
   const std::int64_t begin_;
   const Elements<V> of_;
-  C p_[V], h_[V], average_[V];
-  C s_[slots == 0 ? 1 : slots][V];
+  // Nobody reads these zeros. But a register that some way through a tile leaves unset is taken for one that keeps its
+  // value from tile to tile, and is lost to all else.
+  C p_[V] = {}, h_[V] = {}, average_[V] = {};
+  C s_[slots == 0 ? 1 : slots][V] = {};
 };
 
 }  // namespace fusedstep::FUSEDSTEP_TARGET

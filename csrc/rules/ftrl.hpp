@@ -9,6 +9,7 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 // between libraries in its last bit. A rule with pow does not give the same bits everywhere.
 template <class C, bool with_pow>
 struct FtrlCoefficients {
+  static constexpr bool calls_pow = with_pow;
   static constexpr auto slots = names("accumulator", "linear");
   struct Hyperparameters {
     double learning_rate_power, l1, l2, l2_shrinkage, beta;

@@ -34,8 +34,8 @@ FUSEDSTEP_HOST_DEVICE inline void coefficients(const double* values, double lear
   static_assert(__is_trivially_copyable(Rule) && sizeof(Rule) <= max_rule_size);
   static_assert(Rule::slots.count <= max_slots, "core/step.hpp says how many slots a rule can have");
   static_assert(Rule::Hyperparameters::names.count <= max_hyperparameters, "and how many hyperparameters");
-  const Rule made = make_rule<Rule>(values, learning_rate, t, carried);
-  __builtin_memcpy(rule, &made, sizeof(made));
+  // As a Rule: of bytes, nvcc would store one after another.
+  *static_cast<Rule*>(rule) = make_rule<Rule>(values, learning_rate, t, carried);
 }
 
 // What the next update gets as `carried`, after update t.

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import Array, random_array
 from fusedstep import SGD, Adam, Nadam
-from fusedstep._native import DeviceArray, simulation
+from fusedstep._native import DeviceArray, Group, simulation
 from reference import Reference, same_bits
 from simulated import Plain, Strided, assert_same, capture, kernels, put, put_any, random_rows
 
@@ -95,6 +95,25 @@ def test_more_settings_after_a_capture(gpus: None) -> None:
         optimizer.adjust(on_gpu[k], learning_rate_multiplier=multiplier)
     simulation.replay()
     assert [variable.copy().tolist() for variable in on_gpu] == [[-1.0] * 3, [-0.5] * 3, [-0.25] * 3]
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["which variable has which", "what they are"])
+def test_settings_that_could_not_be_written_are_written_later(captured: bool, gpus: None) -> None:
+    optimizer, on_gpu, ones = SGD(1.0), put([np.zeros(3)] * 2), put([np.ones(3)] * 2)
+    optimizer.build(on_gpu)
+    plan = optimizer._plan
+    assert plan is not None
+    groups = [Group(rate, 0.0, 0.0, [], 0, 1.0) for rate in (1.0, 0.5)]
+    if captured:
+        plan.set_groups([groups[0], groups[0]], [0, 1])
+        capture(lambda: optimizer.apply(ones))
+    simulation.refuse_writes(True)
+    with pytest.raises(RuntimeError, match="cudaMemcpy failed"):
+        plan.set_groups(groups, [0, 1])
+    simulation.refuse_writes(False)
+    plan.set_groups(groups, [0, 1])
+    optimizer.apply(ones)
+    assert [variable.copy().tolist() for variable in on_gpu] == [[-1.0] * 3, [-0.5] * 3]
 
 
 def test_settings_change_right_before_a_capture(gpus: None) -> None:

@@ -47,6 +47,8 @@ void bind_simulation(py::module_& module) {
       .def_static("stop", [] { simulate(0, 0); })
       .def_static("array_on", &array_on, py::arg("device"), py::arg("values"), py::arg("offset") = 0)
       .def_static("take_events", &take_events)
+      .def_static(
+          "refuse_writes", [](bool refuse) { simulation->refuses_writes = refuse; }, py::arg("refuse"))
       .def_static("begin_capture", [] { simulation->begin_capture(); })
       .def_static("end_capture", [] { simulation->end_capture(); })
       .def_static("replay", [] { simulation->replay(); });

@@ -140,21 +140,21 @@ DevicePart::DevicePart(int device, std::vector<Array> arrays, std::size_t most_g
 }
 
 void DevicePart::configure(const std::vector<Group>& groups, const std::vector<Array>& build, bool at_once) {
-  bool settings_changed = false;
-  for (Array& array : arrays_) {
-    settings_changed |= array.settings != build[array.number].settings;
-    array.settings = build[array.number].settings;
-  }
-  if (settings_changed) {
-    devices()->write(device_, const_cast<Array*>(table_.arrays), arrays_.data(), arrays_.size() * sizeof(Array));
+  // What was written is remembered after that: where it cannot be, the next call finds the change again.
+  if (std::ranges::any_of(arrays_,
+                          [&](const Array& array) { return array.settings != build[array.number].settings; })) {
+    std::vector<Array> changed = arrays_;
+    for (Array& array : changed) array.settings = build[array.number].settings;
+    devices()->write(device_, const_cast<Array*>(table_.arrays), changed.data(), changed.size() * sizeof(Array));
+    arrays_ = std::move(changed);
   }
   const std::size_t bytes = groups.size() * sizeof(Group);
   if (groups.size() == groups_.size() && std::memcmp(groups.data(), groups_.data(), bytes) == 0) return;
   at_once |= groups_.empty();  // a build has waited already
+  if (at_once) devices()->write(device_, table_.groups, groups.data(), bytes);
   groups_ = groups;
   table_.groups_count = static_cast<std::uint32_t>(groups.size());
   groups_changed_ = !at_once;
-  if (at_once) devices()->write(device_, table_.groups, groups_.data(), bytes);
 }
 
 void DevicePart::write_groups(bool capturing, void* stream) {
@@ -162,8 +162,9 @@ void DevicePart::write_groups(bool capturing, void* stream) {
   const std::size_t bytes = groups_.size() * sizeof(Group);
   if (capturing) {
     // That is not in the order of any stream, and steps before this one may still read the former groups.
-    table_.groups = table_.groups == groups_places_[0] ? groups_places_[1] : groups_places_[0];
-    devices()->write_during_capture(device_, table_.groups, groups_.data(), bytes);
+    Group* const other = table_.groups == groups_places_[0] ? groups_places_[1] : groups_places_[0];
+    devices()->write_during_capture(device_, other, groups_.data(), bytes);
+    table_.groups = other;
   } else {
     devices()->write_in_order(device_, table_.groups, groups_.data(), bytes, stream);
   }

@@ -176,6 +176,7 @@ void Simulation::free(int device, void* memory) noexcept {
 
 void Simulation::write(int device, void* to, const void* from, std::size_t bytes) {
   wait();
+  if (refuses_writes) throw std::runtime_error("CUDA: cudaMemcpy failed: simulated");
   events.push_back({"write", device, 0});
   std::memcpy(to, from, bytes);
 }

@@ -39,6 +39,8 @@ class Simulation : public Devices {
   };
   std::vector<Event> events;
 
+  bool refuses_writes = false;  // those that wait
+
   void begin_capture();
   void end_capture();
   void replay();  // what was captured last

@@ -114,6 +114,17 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
   return settings;
 }
 
+// Whether there is a stage but the factor, which may be 1, and the decay, which the CPU's bare loops have.
+FUSEDSTEP_HOST_DEVICE inline bool any_other_stage(const Stages& stages) {
+  return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.clip.on ||
+         stages.l2.on || stages.average != Average::off;
+}
+
+// Whether there is more to do than the rule.
+FUSEDSTEP_HOST_DEVICE inline bool any_stage(const Stages& stages) {
+  return any_other_stage(stages) || stages.factor.on || stages.decay.on;
+}
+
 // Counts a call that was made.
 FUSEDSTEP_HOST_DEVICE inline void count_made(const Options& options, Counts& counts) {
   ++counts.calls;

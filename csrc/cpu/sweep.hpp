@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "core/options.hpp"
 #include "cpu/tile.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
@@ -105,16 +106,6 @@ constexpr TileRule<C> tile_rule() {
             },
             nullptr, nullptr};
   }
-}
-
-// But the factor, which may be 1, and the decay.
-inline bool any_other_stage(const Stages& stages) {
-  return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.clip.on ||
-         stages.l2.on || stages.average != Average::off;
-}
-
-inline bool any_stage(const Stages& stages) {
-  return any_other_stage(stages) || stages.factor.on || stages.decay.on;
 }
 
 // Elements [first, last) of an array, through the stages. One for all rules.

@@ -173,13 +173,11 @@ void DevicePart::write_groups(bool capturing, void* stream) {
 
 // Whether there is nothing to do but the rule.
 bool DevicePart::is_bare(const DeviceStep& step) const {
-  const Options& o = step.options;
-  if (step.two_passes || step.replicas > 1 || step.mean || o.l2 != 0 || o.maximize || o.clip != Clip::none ||
-      o.clips_values || o.accumulation_steps > 1 || o.has_loss_scale || o.averages || o.clears_gradients) {
-    return false;
-  }
-  if (std::ranges::any_of(groups_, [](const Group& group) { return group.weight_decay != 0 || group.l2 != 0; }))
-    return false;
+  const auto call = baseline::describe_call(step.options, Counts(), step.replicas, step.mean);
+  const auto has_stage = [&](const Group& group) {
+    return baseline::any_stage(baseline::settings_of(step.options, Counts(), call, group, nullptr, 0).stages);
+  };
+  if (step.two_passes || step.replicas > 1 || std::ranges::any_of(groups_, has_stage)) return false;
   return std::ranges::all_of(arrays_, [&](const Array& array) {
     const Gradient& gradient = step.gradients[array.number];
     return gradient.data == nullptr || (gradient.rows == nullptr && gradient.dtype == array.dtype);

@@ -219,8 +219,12 @@ SETS: dict[str, tuple[str, list[Group]]] = {
             ["1x64"],
             ["1000x256", "1000x256-clip"],
             ["1x1000000000"],
+            ["1x1000000000-adamw"],
+            ["1x1000000000-clip"],
             ["1x1000000000-bfloat16"],
+            ["1x1000000000-adamw-bfloat16"],
             ["1x16777216", "1x16777217", "1x16777216-offset"],
+            ["1000x256-fresh"],
             ["gpt2", "gpt2-clip"],
             ["10000x64"],  # last: a kernel for each operation on each array takes seconds
         ],

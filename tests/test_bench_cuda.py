@@ -18,6 +18,7 @@ from bench.measure import Errors, Settings, measure
 from bench.workloads import SETS, workload
 
 GPU_BYTES = 1 << 30
+keep_busy = cuda._keep_busy
 
 
 class Event:
@@ -46,10 +47,13 @@ def numpy_as_cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
         driverGetVersion=lambda: 1,
         runtimeGetVersion=lambda: 2,
     )
+    busy: list[float] = []
+    monkeypatch.setattr(cuda, "_keep_busy", busy.append)
     elapsed = lambda begin, end: 1e3 * (end.time - begin.time)  # noqa: E731
     cupy.cuda = SimpleNamespace(Event=Event, get_elapsed_time=elapsed, runtime=runtime)
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cupy.busy = busy
     return cupy
 
 
@@ -65,13 +69,26 @@ def test_arrays_have_the_values_of_the_hosts(name: str) -> None:
 
 @pytest.mark.parametrize("name", [FUSEDSTEP, CUPY])
 @pytest.mark.parametrize("step", ["plain", "clip", "clip-ema"])
-def test_steps_and_errors(name: str, step: str) -> None:
+def test_steps_and_errors(name: str, step: str, numpy_as_cupy: Any) -> None:
     measured = workload("3x70" if step == "plain" else f"3x70-{step}")
     assert error(name, measured, threads=1, device="cuda") < 1e-6
     timed = make(name, measured, threads=1, device="cuda").time(2)
     assert timed.seconds > 0
     assert timed.host is not None
     assert timed.host > 0
+    assert numpy_as_cupy.busy == [2 * timed.host], "the GPU waits until both steps are queued"
+
+
+@pytest.mark.parametrize(("seconds", "copies"), [(0.0, 0), (1e-6, 1), (120e-6, 3), (10.0, 400)])
+def test_the_gpu_is_kept_busy_as_long_as_the_queue_has_room(
+    seconds: float, copies: int, numpy_as_cupy: Any
+) -> None:
+    made: list[int] = []
+    numpy_as_cupy.empty = lambda size, _: SimpleNamespace(data=SimpleNamespace(ptr=size))
+    numpy_as_cupy.cuda.runtime.memcpyDeviceToDevice = 3
+    numpy_as_cupy.cuda.runtime.memcpyAsync = lambda to, of, size, kind, stream: made.append(size)
+    keep_busy(seconds)
+    assert made == [1 << 28] * copies
 
 
 def test_who_does_not_run_is_told_and_the_others_go_on() -> None:

@@ -30,6 +30,10 @@ from bench.workloads import Workload, slot_bytes
 # Calls that tell how long one keeps the host, with nothing queued before; no more after so many seconds.
 CALLS, CALLS_SECONDS = 5, 0.05
 
+# Copies that keep the GPU busy while steps are queued: the bytes of each, less than the seconds that it takes, and
+# how many of them a queue has room for beside the steps.
+BUSY_BYTES, BUSY_SECONDS, BUSY_COPIES = 1 << 28, 5e-5, 400
+
 ADAM_KERNEL = """
 const float gradient = g;
 const float mean = b1 * m + (1 - b1) * gradient;
@@ -81,16 +85,29 @@ def device_array(shape: Shape, numbers: Array, offset: bool) -> Any:
 
 
 def event_clock(step: Callable[[], object], steps: int) -> Timed:
-    """Time steps by CUDA events; and, apart, how long calls keep the host."""
-    cuda = import_peer("cupy").cuda
+    """Time steps on the GPU, by CUDA events; and, apart, how long calls keep the host.
+
+    The GPU begins when the steps are queued: else it would wait for the host between short ones.
+    """
+    cuda, host = import_peer("cupy").cuda, _host_time(step)
     begin, end = cuda.Event(), cuda.Event()
     cuda.runtime.deviceSynchronize()
+    _keep_busy(host * steps)
     begin.record()
     for _ in repeat(None, steps):
         step()
     end.record()
     end.synchronize()
-    return Timed(cuda.get_elapsed_time(begin, end) / 1e3 / steps, _host_time(step))
+    return Timed(cuda.get_elapsed_time(begin, end) / 1e3 / steps, host)
+
+
+def _keep_busy(seconds: float) -> None:
+    """Queue copies that take so long or longer, as far as the queue has room."""
+    cupy = import_peer("cupy")
+    source, copy = cupy.empty(BUSY_BYTES, "uint8"), cupy.empty(BUSY_BYTES, "uint8")
+    copy_async, kind = cupy.cuda.runtime.memcpyAsync, cupy.cuda.runtime.memcpyDeviceToDevice
+    for _ in range(min(math.ceil(seconds / BUSY_SECONDS), BUSY_COPIES)):
+        copy_async(copy.data.ptr, source.data.ptr, BUSY_BYTES, kind, 0)
 
 
 def _host_time(step: Callable[[], object]) -> float:

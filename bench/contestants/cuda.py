@@ -30,7 +30,7 @@ from bench.workloads import Workload, slot_bytes
 # Calls that tell how long one keeps the host, with nothing queued before; no more after so many seconds.
 CALLS, CALLS_SECONDS = 5, 0.05
 
-# Copies that keep the GPU busy while steps are queued: the bytes of each, less than the seconds that it takes, and
+# Copies that keep the GPU busy while steps are queued: the bytes of each, no more seconds than it takes, and
 # how many of them a queue has room for beside the steps.
 BUSY_BYTES, BUSY_SECONDS, BUSY_COPIES = 1 << 28, 5e-5, 400
 

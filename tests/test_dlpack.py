@@ -74,7 +74,7 @@ def test_a_tensor_without_memory_is_refused() -> None:
     with pytest.raises(ValueError, match=r"variables\[0\] is of type torch.Tensor, which has no memory"):
         SGD(0.5).build([zeros])
     with pytest.raises(
-        TypeError, match=r"variables\[0\] is of type torch.Tensor and dtype torch.float32, but"
+        TypeError, match=r"variables\[0\] is of type torch.Tensor and dtype torch.float32 on meta"
     ):
         SGD(0.5).build([torch.ones(3, device="meta")])
     assert w.tolist() == [1.0] * 3

@@ -420,8 +420,10 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
         refuse_value(of_type + ", which has no memory of its own; pass the tensor that it stands for, for example " +
                      "x.to_local() of a distributed one");
       }
-      refuse_type(what + " is of type " + name_of_type(object) + " and dtype " +
-                  std::string(py::str(py::getattr(object, "dtype", py::str("unknown")))) + ", but a " + kind +
+      const std::string device =
+          py::hasattr(object, "device") ? " on " + std::string(py::str(object.attr("device"))) : "";
+      refuse_type(of_type + " and dtype " + std::string(py::str(py::getattr(object, "dtype", py::str("unknown")))) +
+                  device + ", but a " + kind +
                   " must be float32, float64, float16 or bfloat16, in native byte order, on the CPU or a CUDA device");
     }
     refuse_type(what + " is of type " + name_of_type(object) + ", but a " + kind +

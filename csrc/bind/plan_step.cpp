@@ -34,7 +34,7 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Whoever has released the GIL for its lifetime.
+// Releases the GIL from begin() on until it is destroyed.
 class GilRelease {
  public:
   GilRelease() = default;

@@ -55,7 +55,7 @@ inline void clear_all(void* memory, std::int64_t begin, std::int64_t size) {
   }
 }
 
-// The same of an array that has only some of its rows: zeros elsewhere.
+// Loads a tile of a gradient that has only some of its rows: zeros elsewhere.
 template <class C>
 [[gnu::noinline]] void load_rows(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {
   const Rows& rows = *gradient.rows;

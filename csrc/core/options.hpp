@@ -35,7 +35,7 @@ struct Options {
 struct Group {
   double multiplier = 1;  // of the learning rate
   double weight_decay = 0;
-  // What an `apart` group has of its own, not of the build: PyTorch's have, and count updates for each parameter.
+  // Where a group is `apart`, as PyTorch's are, the rest is in the place of what the build has.
   bool apart = false;
   double l2 = 0;
   double hyperparameters[max_hyperparameters] = {};

@@ -6,7 +6,7 @@
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
-// Adds the squares of elements that begin in the lane `first`; of rows, but for the first and the last one.
+// Adds the squares of elements to their lanes, of which `first` is that of the first element.
 template <class C>
 void add_squares(const C* x, std::int64_t size, double* lane, std::int64_t first = 0) {
   std::int64_t row = 0;

@@ -65,7 +65,7 @@ inline bool scales_by(double factor, const Stages& stages) {
   return stages.factor.on && factor != 1;
 }
 
-// The stages before the decay, in one pass from g to h; of which there are as many as combinations of them.
+// The stages before the decay, in one pass from g to h: a function for each combination of the three.
 template <class C>
 using PrepareAll = void (*)(const Preparation<C>& prepared, const C* p, const C* g, C* h, std::int64_t size);
 

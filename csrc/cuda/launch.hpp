@@ -11,10 +11,17 @@
 
 namespace fusedstep {
 
-// The kernels of a rule: the rule alone, with all stages around it (its first pass, where it takes two), the second
-// pass. And those that are the same for all rules: for the norms of gradients, of dense ones, and of any, which needs
-// more registers, so that less is on its way from memory at a time; and those before and after a rule in Python.
-enum class Kernel : std::uint8_t { bare, staged, second, norms, norms_of_any, hand_over, take_back };
+enum class Kernel : std::uint8_t {
+  // Of each rule.
+  bare,    // the rule alone
+  staged,  // with all stages around it; of a rule that takes two passes, the first
+  second,  // and the second
+  // The same for all rules.
+  norms,         // of dense gradients
+  norms_of_any,  // of sparse ones, too: more registers, so less is on its way from memory
+  hand_over,     // before a rule in Python
+  take_back,     // and after it
+};
 
 FUSEDSTEP_HOST_DEVICE constexpr bool is_of_norms(Kernel kernel) {
   return kernel == Kernel::norms || kernel == Kernel::norms_of_any;

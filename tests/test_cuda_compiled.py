@@ -1,4 +1,4 @@
-"""What nvcc made of the kernels: accesses of 16 bytes, nothing in local memory, no fma in a rule.
+"""What nvcc made of the kernels: wide loads that wait together, nothing in local memory, no fma in a rule.
 
 Reads the device code of the installed package, where it has some.
 """
@@ -48,7 +48,10 @@ ALONE = {
     "custom_kernelILNS_6KernelE6E": (2, 2),
     "order_kernel": (0, 0),
 }
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ )? *([A-Z][\w.]*)", re.MULTILINE)
+# An instruction, after its predicate.
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(@!?\w+ )? *([A-Z][\w.]*)", re.MULTILINE)
+# What waits for a value from memory, and ends a stretch of loads.
+ENDS_STRETCH = re.compile(r"[FD](?:ADD|MUL|FMA|SEL)\b|STG|CALL|RET|EXIT")
 WIDE = re.compile(r"(LDG|STG)\.E\..*\b128\b")
 NOT_EXACT = re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\.(?:approx|full|ftz)\b")
 POW = {optimizer._rule().replace("_", "") for optimizer in WITH_POW}
@@ -82,16 +85,46 @@ def expected_kernels() -> dict[str, tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def machine_code() -> list[tuple[str, str, Counter[str]]]:
-    """Architecture, function and how many of which instructions, for all that is in the package."""
+def disassembly() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Architecture, function, and its instructions' predicates and names, for all that is in the package."""
     code = []
     for of_architecture in re.split(r"\n\s*code for ", dump("-sass"))[1:]:
         architecture = of_architecture.split(maxsplit=1)[0]
         names_and_bodies = re.split(r"\n\s*Function : (\S+)\n", of_architecture)
         for name, body in zip(names_and_bodies[1::2], names_and_bodies[2::2], strict=True):
-            code.append((architecture, name, Counter(INSTRUCTION.findall(body))))
+            code.append((architecture, name, INSTRUCTION.findall(body)))
     assert code
     return code
+
+
+@pytest.fixture(scope="module")
+def machine_code(
+    disassembly: list[tuple[str, str, list[tuple[str, str]]]],
+) -> list[tuple[str, str, Counter[str]]]:
+    """How many of which instructions."""
+    return [
+        (architecture, name, Counter(what for _, what in instructions))
+        for architecture, name, instructions in disassembly
+    ]
+
+
+def stretches(instructions: list[tuple[str, str]]) -> list[tuple[int, int]]:
+    """Of loads that wait together: how many are of 16 bytes, and from the first to the last of these of 8.
+
+    Where there are none of 16 bytes, all of 8 count. What has a predicate is of elements, not of tiles.
+    """
+    found: list[tuple[int, int]] = []
+    wide = between = after = 0
+    for predicate, what in [*instructions, ("", "EXIT")]:
+        if ENDS_STRETCH.match(what):
+            found.append((wide, between if wide else after))
+            wide = between = after = 0
+        elif WIDE.match(what):
+            between, after = between + (after if wide else 0), 0
+            wide += 1
+        elif what.startswith("LDG.E.64") and not predicate:
+            after += 1
+    return found
 
 
 def test_every_rule_has_its_kernels(machine_code: list[tuple[str, str, Counter[str]]]) -> None:
@@ -122,6 +155,30 @@ def test_kernels_access_sixteen_bytes_at_a_time(machine_code: list[tuple[str, st
         (loads, of_slot), (stores, to_slot) = ACCESSES[kind]["loads"], ACCESSES[kind]["stores"]
         least = (loads + of_slot * slots, stores + to_slot * slots)
         check(f"{architecture}: {kernel} ({kind})", instructions, least)
+
+
+def test_loads_of_a_tile_wait_together(disassembly: list[tuple[str, str, list[tuple[str, str]]]]) -> None:
+    """No arithmetic, and in the bare kernels no look at a table, between the first and the last of them."""
+    expected = expected_kernels()
+    for architecture, name, instructions in disassembly:
+        found = stretches(instructions)
+        if "norms_kernel" in name:
+            assert (4, 0) in found, f"{architecture}: {name}, four rows of float32"
+            assert any(wide == 0 and of_8 >= 8 for wide, of_8 in found), (
+                f"{architecture}: {name}, eight of 16 bits"
+            )
+        if not rule_of(name) or "KernelE" not in name:
+            continue
+        kind, slots = expected[f"{rule_of(name)} {name[name.index('KernelE') + 7]}"]
+        if kind == "bare":
+            assert (2 + slots, 0) in found, f"{architecture}: {name}, float32"
+            assert found.count((2 + 2 * slots, 0)) >= 2, f"{architecture}: {name}, 16 bits"
+        if kind == "staged":
+            # A gradient of float32, or two loads of float64; variable, sum over calls and average. In their
+            # place, of 16 bits, a gradient and a variable.
+            whole = [of_8 for wide, of_8 in found if wide >= 3 + 3 + slots]
+            assert whole, f"{architecture}: {name}, float32"
+            assert max(whole) >= 2, f"{architecture}: {name}, 16 bits"
 
 
 def test_nothing_is_in_local_memory(machine_code: list[tuple[str, str, Counter[str]]]) -> None:

@@ -87,9 +87,11 @@ FUSEDSTEP_HOST_DEVICE inline void bare_tile(const Rule& rule, const Launch& laun
                                             std::integer_sequence<int, slot...>) {
   Storage* const variable = static_cast<Storage*>(array.variable) + begin;
   C p[V], g[V], s[sizeof...(slot) + 1][V];
-  load_values(variable, p, of);
-  load_values(static_cast<const Storage*>(gradient) + begin, g, of);
+  const auto variable_loaded = load_packets(variable, of);
+  const auto gradient_loaded = load_packets(static_cast<const Storage*>(gradient) + begin, of);
   (load_values(slot_of<C>(launch.table.slots[slot], array) + begin, s[slot], of), ...);
+  widen_loaded(variable_loaded, p);  // which waits
+  widen_loaded(gradient_loaded, g);
   FUSEDSTEP_UNROLLED
   for (int i = 0; i < V; ++i) rule(p[i], g[i], s[slot][i]...);
   store_values(p, variable, of);

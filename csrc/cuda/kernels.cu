@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once<R, kernel>)
 }
 
 template <Kernel kernel>
-__global__ void __launch_bounds__(block_threads, 3) norms_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(block_threads, kernel == Kernel::norms ? 3 : 2)
+    norms_kernel(const __grid_constant__ Launch launch) {
   Block team;
   norms_block<kernel>(team, launch);
 }

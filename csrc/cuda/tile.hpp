@@ -98,7 +98,7 @@ class Arriving {
       // Or of Float16, which has as many bits.
       const auto loaded = load_packets(static_cast<const BFloat16*>(from) + begin, of);
       FUSEDSTEP_UNROLLED
-      for (int i = 0; i < V / 2; ++i) values_[i] = bits_as<float>(loaded.pairs[i]);
+      for (int i = 0; i < V / 2; ++i) pairs_[i] = loaded.pairs[i];
     } else {
       FUSEDSTEP_TARGET::load(from, dtype, begin, values_, of);
     }
@@ -123,12 +123,15 @@ class Arriving {
   FUSEDSTEP_HOST_DEVICE Loaded<Storage, V> pairs() const {
     Loaded<Storage, V> loaded;
     FUSEDSTEP_UNROLLED
-    for (int i = 0; i < V / 2; ++i) loaded.pairs[i] = bits_as<std::uint32_t>(values_[i]);
+    for (int i = 0; i < V / 2; ++i) loaded.pairs[i] = pairs_[i];
     return loaded;
   }
 
   DType dtype_ = dtype_of(C());
-  C values_[V] = {};  // those of 16 bits in pairs, in the first half; zeros for no reader, as in a Tile
+  // Not in one place: to bring what comes by two ways into the same registers is to wait for it. (The zeros are for no
+  // reader, as in a Tile.)
+  C values_[V] = {};
+  std::uint32_t pairs_[V / 2] = {};  // of 16 bits
 };
 
 // Of a variable, which is stored in the compute type or in less: what it is stored as.

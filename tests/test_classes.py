@@ -669,7 +669,10 @@ def test_ftrl_divides_by_the_learning_rate_of_each_variable() -> None:
     opt.adjust(b, learning_rate_multiplier=1e-40)
     with pytest.raises(ValueError, match=r"so near to 0 .* in float32, got 0\.1 \* 1e-40; .*frozen=True"):
         opt.apply([np.ones(2), np.ones(2, np.float32)])
-    opt.adjust(b, learning_rate_multiplier=1.0)
+    opt.adjust(b, frozen=True)  # as the sentence advises
+    opt.apply([np.ones(2), np.ones(2, np.float32)])
+    assert (b == 1).all()
+    opt.adjust(b, learning_rate_multiplier=1.0, frozen=False)
     opt.adjust(w, learning_rate_multiplier=1e-40)
     opt.apply([np.ones(2), np.ones(2, np.float32)])
     assert np.isfinite(w).all()

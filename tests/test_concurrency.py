@@ -206,7 +206,7 @@ def test_the_same_variables_from_two_threads_at_once() -> None:
 
     in_threads([train, train])
     assert set(refused) == {
-        "Adam.apply: these variables are in the middle of another step;"
+        "Adam: these variables are in the middle of another step, or their state is being copied;"
         " threads take turns with a lock or have an optimizer each, and what a step calls cannot step"
     }
     assert opt.iterations == len(done) < 41

@@ -432,6 +432,26 @@ def test_a_method_that_builds_another_model_and_raises() -> None:
         opt.apply([w.copy()], [w])
 
 
+def test_a_method_that_loads_a_state_into_its_own_step() -> None:
+    """It is refused, and no other build has been written."""
+    states: list[dict[str, Any]] = []
+
+    class Loading(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            if variable.shape == (2,):
+                self.load_state_dict(states[0])
+
+    opt, models = Loading(), [np.ones(3), np.ones(2)]
+    for w in models:
+        opt.build([w])
+    states.append(opt.state_dict())
+    for _ in range(2):
+        opt.apply([np.ones(3)], [models[0]])
+    with pytest.raises(RuntimeError, match="in the middle of another step"):
+        opt.apply([np.ones(2)], [models[1]])
+    assert opt.apply([np.ones(3)], [models[0]]) == 3
+
+
 def test_gradients_cannot_be_written() -> None:
     class Writes(CustomOptimizer):
         def update(self, variable: Array, gradient: Array, *_: Any) -> None:

@@ -295,9 +295,9 @@ def test_settings_that_change_in_every_step_are_kept_once() -> None:
             opt.adjust(selector, weight_decay=step / len(chosen), frozen=step % 2 == 0)
             for name in chosen:
                 expected[name] = [step + len(chosen), step / len(chosen), step % 2 == 0]
-        assert len(opt._adjustments.changes) <= 9
+        assert len(opt._adjustments.entries) <= 9
         changes = opt._adjustments.of(opt._plan)  # type: ignore[arg-type]
-        assert changes == type(opt._adjustments)(opt._adjustments.changes).of(opt._plan)  # type: ignore[arg-type]
+        assert changes == type(opt._adjustments)(opt._adjustments.entries).of(opt._plan)  # type: ignore[arg-type]
         for index, name in enumerate(w):
             if index in changes:
                 one = changes[index]
@@ -559,6 +559,11 @@ def test_accumulation_changes_between_whole_updates() -> None:
     other = SGD(1.0, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="from 4 to 2 after 2 calls"):
         other.load_state_dict(opt.state_dict())
+    for bad in ("4", [2], 0):
+        state = opt.state_dict()
+        state["config"]["gradient_accumulation_steps"] = bad
+        with pytest.raises(ValueError, match="gradient_accumulation_steps must"):
+            opt.load_state_dict(state)
     for _ in range(2):
         opt.apply([np.ones(1)])
     with pytest.raises(ValueError, match="from 4 to 3 after 4 calls"):

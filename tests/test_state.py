@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -125,6 +126,35 @@ def test_settings_of_single_variables_come_along(how: str) -> None:
         assert v[0] == -(later or 0.25)
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_settings_of_several_builds_come_along(how: str) -> None:
+    """Of each build those that it had, whichever is built before."""
+    models = [{"w": np.zeros(2)} for _ in range(2)]
+    opt = SGD(1.0)
+    for one in models:
+        opt.build(one)
+    opt.adjust("w", learning_rate_multiplier=0.5)
+    opt.adjust(models[1]["w"], learning_rate_multiplier=2.0)
+    twin, others = COPIES[how](opt), [{"w": np.zeros(2)} for _ in range(2)]
+    for one in others:
+        twin.build(one)
+    for one in others:
+        twin.apply({"w": np.ones(2)}, one)
+    assert [one["w"][0] for one in others] == [-0.5, -2.0]
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_settings_made_between_two_copies_come_along(how: str) -> None:
+    opt = SGD(1.0)
+    opt.build({"w": np.zeros(2)})
+    opt.adjust("w", learning_rate_multiplier=0.5)
+    waiting = copy.copy(opt)
+    waiting.adjust("w", learning_rate_multiplier=2.0)
+    twin, w = COPIES[how](waiting), np.zeros(2)
+    twin.apply({"w": np.ones(2)}, {"w": w})
+    assert w[0] == -2
+
+
 def test_a_loaded_state_leaves_the_settings_of_single_variables() -> None:
     w, opt = np.ones(1), SGD(1.0)
     opt.build([w])
@@ -173,6 +203,7 @@ def test_classes_with_arguments_of_their_own(how: str) -> None:
     twin, v = COPIES[how](opt), w.copy()
     assert twin.apply([np.ones(1)], [v]) == opt.apply([np.ones(1)], [w]) == 2
     assert (twin._third, v[0]) == (0.25, w[0])
+    assert repr(twin) == "Tripled(learning_rate=0.75, momentum=0.5)"
     again = opt.clone()
     again.load_state_dict(opt.state_dict())
     assert (again.learning_rate, again.iterations) == (0.75, 2)
@@ -575,11 +606,40 @@ class KnowsItsOptimizer(np.ndarray):
 
 
 @pytest.mark.parametrize("kind", [Adam, Descent], ids=lambda kind: kind.__name__)
-def test_circles_are_collected(kind: type[Optimizer]) -> None:
-    w, opt = np.ones(3).view(KnowsItsOptimizer), kind(0.1)
+@pytest.mark.parametrize("make", [lambda: np.ones(3).view(KnowsItsOptimizer), lambda: KnowsItsOptimizer(3)])
+def test_circles_are_collected(make: Callable[[], KnowsItsOptimizer], kind: type[Optimizer]) -> None:
+    w, opt = make(), kind(0.1)
     opt.apply([np.ones(3)], [w])
     w.optimizer = opt
     kept = weakref.ref(w)
     del w, opt
     gc.collect()
     assert kept() is None
+
+
+def test_an_interrupt_leaves_no_plan_held() -> None:
+    """A signal that comes while a state is copied, wherever it does."""
+    opt, w, came, awaited = SGD(0.1, momentum=0.9), np.ones(3), 0, False
+
+    def interrupt(*_: Any) -> None:
+        if awaited:
+            raise KeyboardInterrupt
+
+    opt.apply([np.ones(3)], [w])
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(2000):
+            try:
+                awaited = True
+                signal.setitimer(signal.ITIMER_REAL, (5 + number % 60) * 1e-6)
+                for _ in range(5):
+                    opt.state_dict()
+                awaited = False
+            except KeyboardInterrupt:
+                came += 1
+            awaited = False
+            opt.apply([np.ones(3)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert came > 100

@@ -176,7 +176,7 @@ def test_named_replicas_of_listed_variables_are_refused() -> None:
     w, b, opt = np.zeros(1), np.zeros(1), SGD(1.0)
     opt.build({"w": w, "b": b})
     grads = {"w": np.ones(1), "b": np.full(1, 10.0)}
-    with pytest.raises(TypeError, match="grads is a dict and variables a list"):
+    with pytest.raises(TypeError, match=r"replicas\[0\] is a dict and variables a list"):
         opt.apply(None, [b, w], replicas=[grads])
     assert not w.any()
     assert not b.any()

@@ -211,8 +211,6 @@ PYBIND11_MODULE(_native, module) {
            py::arg("replicas") = py::none(), py::arg("mean") = false)
       .def("check_unchanged", py::overload_cast<const std::string&>(&Plan::check_unchanged, py::const_), py::arg("who"))
       .def("finish_averages", &Plan::finish_averages)
-      .def("hold", &Plan::hold)
-      .def("release", &Plan::release)
       .def("owns", &Plan::owns, py::arg("variable"))
       .def("index_of", &Plan::index_of, py::arg("variable"))
       .def("__len__", &Plan::count)
@@ -241,6 +239,16 @@ PYBIND11_MODULE(_native, module) {
       .def_property("finite_calls", &get_count<&Counts::finite_calls>, &set_count<&Counts::finite_calls>)
       .def_property_readonly("loss_scale_on_device", &Plan::loss_scale_on_device)
       .def_property("carried", &get_count<&Counts::carried>, &set_count<&Counts::carried>);
+
+  // Calls a function while no step of these plans is made, nor anything changed that steps compute.
+  module.def(
+      "at_rest",
+      [](const std::vector<std::shared_ptr<Plan>>& plans, const py::function& function) {
+        std::vector<std::unique_ptr<Plan::Exclusive>> held;
+        for (const auto& plan : plans) held.push_back(std::make_unique<Plan::Exclusive>(*plan));
+        return function();
+      },
+      py::arg("plans"), py::arg("function"));
 }
 
 }  // namespace fusedstep

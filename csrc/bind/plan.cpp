@@ -261,6 +261,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   take_groups(std::move(groups), of);
   frozen_.assign(count(), settings.frozen);
   for (const auto& [index, its] : own) frozen_[index] = its.frozen;
+  look_at_groups();
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   options_ = options;
@@ -288,22 +289,25 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
   if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
   for (Array& array : arrays_) array.settings = of[array.number];
   groups_ = std::move(groups);
-  groups_in_float32_.assign(groups_.size(), false);
-  for (const Array& array : arrays_) {
-    if (array.compute == compute_float32) groups_in_float32_[array.settings] = true;
-  }
+  look_at_groups();
   rates_left_ = 0;  // they were checked with the former
   tell_parts();
 }
 
-void Plan::hold() {
-  if (!stepping_.exchange(true)) return;
-  refuse_now(optimizer_ + ".apply: these variables are in the middle of another step; threads take turns with a " +
-             "lock or have an optimizer each, and what a step calls cannot step");
+void Plan::look_at_groups() {
+  groups_in_float32_.assign(groups_.size(), false);
+  groups_move_.assign(groups_.size(), false);
+  for (const Array& array : arrays_) {
+    if (frozen_[array.number]) continue;
+    groups_move_[array.settings] = true;
+    if (array.compute == compute_float32) groups_in_float32_[array.settings] = true;
+  }
 }
 
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
-  plan.hold();
+  if (!plan.stepping_.exchange(true)) return;
+  refuse_now(plan.optimizer_ + ": these variables are in the middle of another step, or their state is being copied; " +
+             "threads take turns with a lock or have an optimizer each, and what a step calls cannot step");
 }
 
 int Plan::visit_kept(visitproc visit, void* arg) const {  // as the macro wants it named
@@ -312,7 +316,12 @@ int Plan::visit_kept(visitproc visit, void* arg) const {  // as the macro wants 
   for (const py::object& copy : kept_for_graphs_) Py_VISIT(copy.ptr());
   if (custom_ != nullptr && custom_.use_count() == 1) {
     for (const CustomRule::Variable& variable : custom_->variables) {
-      Py_VISIT(variable.array.ptr());
+      PyObject* const array = variable.array.ptr();
+      Py_VISIT(array);
+      // NumPy's arrays are not collected themselves: what this one is a view of is kept by this one alone.
+      if (array != nullptr && Py_REFCNT(array) == 1 && py::detail::npy_api::get().PyArray_Check_(array)) {
+        Py_VISIT(py::detail::array_proxy(array)->base);
+      }
       Py_VISIT(variable.gradient.ptr());
     }
   }

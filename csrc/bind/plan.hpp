@@ -56,16 +56,24 @@ class Plan {
   std::int64_t step(const py::object& grads, const py::object& variables, const py::object& learning_rate,
                     const py::object& replicas, bool mean);
 
-  // Keeps steps and changes of what they compute away until it is released; for whoever copies slots and counts.
-  void hold();
-  void release() { stepping_ = false; }
+  // One step, change of what steps compute, or copy of the state, at a time.
+  class Exclusive {
+   public:
+    explicit Exclusive(Plan& plan);
+    ~Exclusive() { plan_.stepping_ = false; }
+    Exclusive(const Exclusive&) = delete;
+    Exclusive& operator=(const Exclusive&) = delete;
+
+   private:
+    Plan& plan_;
+  };
 
   // For Python's garbage collector: to see the objects that this keeps, and to let them go.
   int visit_kept(visitproc visit, void* arg) const;
   void forget_kept();
 
-  // The variables take the values of their averages, where some are kept. Raises before anything is written where a
-  // variable is not as it was when it was built; whoever has several plans asks all of them first.
+  // The variables take the values of their averages, where some are kept. Whoever calls it is Exclusive, and has asked
+  // before, of all plans, whether every variable is as it was when it was built.
   void check_unchanged(const std::string& who) const;
   void finish_averages();
 
@@ -116,18 +124,6 @@ class Plan {
     std::ptrdiff_t index;  // of the variable, or slots_index
   };
   static constexpr std::ptrdiff_t slots_index = -1;
-
-  // One step, or change of what steps compute, at a time.
-  class Exclusive {
-   public:
-    explicit Exclusive(Plan& plan);
-    ~Exclusive() { plan_.stepping_ = false; }
-    Exclusive(const Exclusive&) = delete;
-    Exclusive& operator=(const Exclusive&) = delete;
-
-   private:
-    Plan& plan_;
-  };
 
   struct Call;
 
@@ -185,6 +181,7 @@ class Plan {
   bool host_decides() const { return options_.skips_not_finite || options_.loss_scale_growth_steps > 0; }
   bool calls_python() const { return custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0; }
   void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
+  void look_at_groups();
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
@@ -233,6 +230,7 @@ class Plan {
   Options options_;
   std::vector<Group> groups_{1};               // what arrays_[i].settings counts
   std::vector<bool> groups_in_float32_{true};  // whether any of their variables is computed in float32
+  std::vector<bool> groups_move_{true};        // and is not frozen
   std::vector<bool> frozen_;
 
   std::vector<Built> built_;

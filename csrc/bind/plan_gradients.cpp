@@ -230,7 +230,6 @@ void Plan::check_unchanged(const std::string& who) const {
 }
 
 void Plan::finish_averages() {
-  const Exclusive exclusive(*this);
   if (!options_.averages) return;
   // A pass without gradients, in which averages do not move.
   std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});

@@ -169,6 +169,7 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
 
 void Plan::check_learning_rate(double learning_rate) const {
   for (std::size_t k = 0; k < groups_.size(); ++k) {
+    if (!groups_move_[k]) continue;
     const Group& group = groups_[k];
     const double largest =
         groups_in_float32_[k] ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();

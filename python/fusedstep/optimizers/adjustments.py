@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,6 +43,9 @@ Selector = Any  # an array, a name, or a compiled regular expression
 Changes = dict[int, Change]  # of a plan's variables, by their indices
 
 
+Entry = tuple[Selector, Change, int]  # one setting, and how many adjustments had been made before
+
+
 @dataclass(frozen=True)
 class Adjustments:
     """All that was changed: each setting of each selector once, in the order in which they came last.
@@ -50,17 +53,23 @@ class Adjustments:
     A later one counts, where two are of the same variable.
     """
 
-    changes: Mapping[tuple[str, Any], tuple[Selector, Change]] = field(default_factory=dict)
+    entries: Mapping[tuple[str, Any], Entry] = field(default_factory=dict)
+    made: int = 0
     # What they come to, of plans that were asked for.
     known: WeakKeyDictionary[_native.Plan, Changes] = field(default_factory=WeakKeyDictionary, compare=False)
 
     def __reduce__(self) -> Any:
-        return Adjustments.made_of, (list(self.changes.values()),)
+        return Adjustments.of_entries, (list(self.entries.values()), self.made)
 
     @classmethod
-    def made_of(cls, changes: "Sequence[tuple[Selector, Change]]") -> "Adjustments":
-        """Return those of these changes, of which a later one counts."""
-        return cls()._and_then(changes)
+    def of_entries(cls, entries: Iterable[Entry], made: int) -> "Adjustments":
+        """Return those of these entries, in their order."""
+        ordered: dict[tuple[str, Any], Entry] = {}
+        for entry in entries:
+            key = _key_of(entry)
+            ordered.pop(key, None)
+            ordered[key] = entry
+        return cls(ordered, made)
 
     def and_also(
         self, variables: Any, change: Change, who: str, plans: Sequence[_native.Plan] = ()
@@ -75,41 +84,42 @@ class Adjustments:
                 raise ValueError(f"{who}: {_unknown(selector, plans)}")
         return self._and_then([(_as_built(selector, plans), change) for selector in selectors])
 
-    def and_of(self, plan: _native.Plan, changes: Changes, copied: "Adjustments") -> "Adjustments":
-        """Return these and changes of a plan's variables, which come after those that were ``copied``."""
-        since = [one for key, one in self.changes.items() if copied.changes.get(key) is not one]
-        before = [one for key, one in self.changes.items() if copied.changes.get(key) is one]
-        carried = [(plan.variable(index), change) for index, change in changes.items()]
-        return Adjustments.made_of([*before, *carried, *since])
+    def and_of(self, plan: _native.Plan, changes: Changes, made: int) -> "Adjustments":
+        """Return these and changes of a plan's variables, which come after so many that were made."""
+        before = [entry for entry in self.entries.values() if entry[2] < made]
+        carried = [
+            entry for i, change in changes.items() for entry in _entries(plan.variable(i), change, made - 1)
+        ]
+        since = [entry for entry in self.entries.values() if entry[2] >= made]
+        return Adjustments.of_entries([*before, *carried, *since], self.made)
 
-    def _and_then(self, more: Sequence[tuple[Selector, Change]]) -> "Adjustments":
-        changes = dict(self.changes)
+    def _and_then(self, more: Iterable[tuple[Selector, Change]]) -> "Adjustments":
+        entries = dict(self.entries)
         known = WeakKeyDictionary({plan: dict(of_plan) for plan, of_plan in self.known.items()})
         for selector, change in more:
-            identity = selector if _is_by_name(selector) else id(selector)  # which stays: it is kept
-            for name, value in vars(change).items():
-                if value is not None:
-                    changes.pop((name, identity), None)
-                    changes[name, identity] = selector, Change(**{name: value})
+            for entry in _entries(selector, change, self.made):
+                entries.pop(_key_of(entry), None)
+                entries[_key_of(entry)] = entry
             for plan, of_plan in known.items():
                 _put(of_plan, selector, change, plan)
-        return Adjustments(changes, known)
+        return Adjustments(entries, self.made + 1, known)
 
     def without(self, plans: Sequence[_native.Plan]) -> "Adjustments":
         """Return those that do not name arrays of these plans."""
         return Adjustments(
             {
-                key: (selector, change)
-                for key, (selector, change) in self.changes.items()
-                if _is_by_name(selector) or not any(plan.owns(selector) for plan in plans)
-            }
+                key: entry
+                for key, entry in self.entries.items()
+                if _is_by_name(entry[0]) or not any(plan.owns(entry[0]) for plan in plans)
+            },
+            self.made,
         )
 
     def of(self, plan: _native.Plan) -> Changes:
         """Return the changes of a plan's variables."""
         if plan not in self.known:
             self.known[plan] = {}
-            for selector, change in self.changes.values():
+            for selector, change, _ in self.entries.values():
                 _put(self.known[plan], selector, change, plan)
         return self.known[plan]
 
@@ -126,6 +136,20 @@ class Adjustments:
                 )
             found[index] = made[id(change)]
         return found
+
+
+def _entries(selector: Selector, change: Change, made: int) -> list[Entry]:
+    """Return an entry for each setting that is changed."""
+    return [
+        (selector, Change(**{name: value}), made) for name, value in vars(change).items() if value is not None
+    ]
+
+
+def _key_of(entry: Entry) -> tuple[str, Any]:
+    """Return what a later entry takes the place of: the setting, and the selector itself (which stays)."""
+    selector, change, _ = entry
+    (setting,) = (name for name, value in vars(change).items() if value is not None)
+    return setting, selector if _is_by_name(selector) else id(selector)
 
 
 def _as_built(selector: Selector, plans: Sequence[_native.Plan]) -> Selector:

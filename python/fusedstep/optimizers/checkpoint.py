@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fusedstep import _native
 from fusedstep.optimizers.state import PlanState, listed
 from fusedstep.serialization import plain
 from fusedstep.version import __version__
@@ -29,7 +30,8 @@ def state_of(optimizer: "Optimizer") -> dict[str, Any]:
     config = optimizer.get_config()
     if callable(config.get("learning_rate")):
         del config["learning_rate"]  # it is the program's, and not in the state
-    states = [PlanState.of(plan) for plan in optimizer._plans] + optimizer._carried
+    states = _native.at_rest(optimizer._plans, lambda: list(map(PlanState.of, optimizer._plans)))
+    states += optimizer._carried
     return {
         "class_name": who,
         "rule": optimizer._rule(),
@@ -46,14 +48,16 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
     try:
         kind, config = (state["class_name"], state["rule"]), dict(state["config"])
         builds = [PlanState.from_plain(build) for build in state["builds"]]
+        name = "gradient_accumulation_steps"
+        own_steps = optimizer._values[name]
+        steps: Any = optimizer._hyperparameters[name].check(config.get(name, own_steps), who)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{who}: state must be what state_dict returned, but reading it ends with"
             f" {type(error).__name__}: {error}; its keys are {sorted(map(str, state))}"
         ) from error
     differences = list(_differences(optimizer, kind, builds))
-    accumulated = config.get("gradient_accumulation_steps"), optimizer._values["gradient_accumulation_steps"]
-    differences += cycles_cut(*accumulated, [build.calls for build in builds])
+    differences += cycles_cut(steps, own_steps, [build.calls for build in builds])
     if differences:
         raise ValueError(
             f"{who}: the state is that of another optimizer or model: {listed(differences)};"
@@ -62,12 +66,15 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
     number = _number_to_take(optimizer, config, who)
     _warn_of_hyperparameters(optimizer, config, number is not None, who)
 
-    for plan, build in zip(optimizer._plans, builds, strict=False):
-        build.write(plan)
+    def write_all() -> None:
+        for plan, build in zip(optimizer._plans, builds, strict=False):
+            build.write(plan)
+
+    _native.at_rest(optimizer._plans, write_all)
     waiting = builds[len(optimizer._plans) :]
     for place, (former, build) in enumerate(zip(optimizer._carried, waiting, strict=False)):
         if former.describes_the_same_as(build):  # what was set of single variables is not in a state
-            waiting[place] = replace(build, changes=former.changes)
+            waiting[place] = replace(build, changes=former.changes, adjustments_made=former.adjustments_made)
     optimizer._carried = waiting
     if number is not None:
         optimizer.learning_rate = number

@@ -163,6 +163,9 @@ class Declared:
         """Return what the constructor takes, with a schedule as it is."""
         if type(self).get_config is not Declared.get_config:
             return self.get_config()
+        return self._as_given()
+
+    def _as_given(self) -> dict[str, Any]:
         rate = self._values["learning_rate"]
         return self._values | {
             "learning_rate": rate.argument() if isinstance(rate, AskedLearningRate) else rate
@@ -185,7 +188,7 @@ class Declared:
     def __repr__(self) -> str:
         shown = [
             f"{name}={value!r}"
-            for name, value in self._arguments().items()
+            for name, value in self._as_given().items()
             if name == "learning_rate" or (name != "name" and value != self._hyperparameters[name].default)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -89,7 +89,7 @@ class Optimizer(WithOptions):
         self._plans: list[_native.Plan] = []
         self._plan: _native.Plan | None = None  # the one built or stepped last
         self._carried: list[PlanState] = []  # state that waits for its variables to be built
-        self._adjustments = self._copied_adjustments = Adjustments()  # now, and when this was copied
+        self._adjustments = Adjustments()
         self._dynamic_scale: DynamicScale | None = None  # of a LossScaleOptimizer around this one
 
     # What a class declares, besides its hyperparameters.
@@ -132,7 +132,7 @@ class Optimizer(WithOptions):
         >>> sorted(opt.slots(w))
         ['momentum', 'velocity']
         """
-        names, arrays = self._names_and_arrays(variables, f"{type(self).__name__}.build")
+        names, arrays = self._names_and_arrays(variables, f"{type(self).__name__}.build: variables")
         if not arrays:
             return
         carried = self._carried[0] if self._carried else None
@@ -152,7 +152,7 @@ class Optimizer(WithOptions):
         if carried is not None:
             carried.restore(plan, type(self).__name__)
             changes = carried.changes_in_order_of(plan)
-            self._adjustments = before.and_of(plan, changes, self._copied_adjustments)
+            self._adjustments = before.and_of(plan, changes, carried.adjustments_made)
         try:
             self._configure(plan)
         except BaseException:
@@ -171,7 +171,7 @@ class Optimizer(WithOptions):
             ValueError: there is no such build, or not all of them belong to it.
         """
         who = f"{type(self).__name__}.forget"
-        _, arrays = self._names_and_arrays(variables, who)
+        _, arrays = self._names_and_arrays(variables, f"{who}: variables")
         for plan in self._plans:
             if arrays and all(plan.owns(array) for array in arrays):
                 self._drop(plan)
@@ -179,12 +179,12 @@ class Optimizer(WithOptions):
                 return
         raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
 
-    def _names_and_arrays(self, variables: Any, who: str) -> tuple[list[str], Sequence[Any]]:
+    def _names_and_arrays(self, given: Any, what: str) -> tuple[list[str], Sequence[Any]]:
         """Return arrays that were given as a list or as a (nested) dict; without names in a list."""
-        if isinstance(variables, Mapping):
-            leaves = flatten(variables, who)
+        if isinstance(given, Mapping):
+            leaves = flatten(given, what.rpartition(": ")[0])
             return list(leaves), list(leaves.values())
-        return [], _native.items_of(variables, f"{who}: variables")
+        return [], _native.items_of(given, what)
 
     def _drop(self, plan: _native.Plan) -> None:
         self._plans = [other for other in self._plans if other is not plan]
@@ -275,17 +275,21 @@ class Optimizer(WithOptions):
         """
         who, plans = f"{type(self).__name__}.finalize_variable_values", self._plans
         if var_list is not None:
-            _, arrays = self._names_and_arrays(var_list, who)
+            _, arrays = self._names_and_arrays(var_list, f"{who}: var_list")
             for position, array in enumerate(arrays):
                 if not any(plan.owns(array) for plan in self._plans):
                     raise ValueError(
                         f"{who}: var_list[{position}] was never built; there is no average of it"
                     )
             plans = [plan for plan in plans if any(plan.owns(array) for array in arrays)]
-        for plan in plans:
-            plan.check_unchanged(f"{who}: ")
-        for plan in plans:
-            plan.finish_averages()
+
+        def finish_all() -> None:
+            for plan in plans:
+                plan.check_unchanged(f"{who}: ")
+            for plan in plans:
+                plan.finish_averages()
+
+        _native.at_rest(plans, finish_all)
 
     # Steps.
 
@@ -343,25 +347,29 @@ class Optimizer(WithOptions):
 
     def _apply_any(self, grads: Any, variables: Any, replicas: Iterable[Any] | None, mean: bool) -> int:
         """Take a step whose arrays have names, or which is one of replicas, or whose build is to be found."""
-        who = f"{type(self).__name__}.apply"
-        lists = [grads] if replicas is None else list(replicas)
-        if mean and replicas is None:
-            raise ValueError(f"{who}: mean=True is for replicas, and there are none; pass replicas=[grads]")
-        if replicas is not None and (grads is not None or not lists):
-            raise ValueError(
-                f"{who}: replicas has {len(lists)} lists of gradients"
-                + (" and grads is given, too; put all into replicas" if lists else "; pass one at least")
-            )
-        if self._plan is None and variables is None:
+        who, plan, more = f"{type(self).__name__}.apply", self._plan, None
+        if plan is None and variables is None:
             raise ValueError(f"{who}: no variables were built; pass them, or build(variables) first")
-        arrays, lists = self._in_order(variables, lists, who)
-        if self._plan is None:
-            return self._build_and_step(variables, arrays, lists, mean)
-        plan = next((plan for plan in self._plans if arrays and plan.owns(arrays[0])), self._plan)
+        if replicas is None:
+            if mean:
+                raise ValueError(
+                    f"{who}: mean=True is for replicas, and there are none; pass replicas=[grads]"
+                )
+            arrays, first = self._in_order(variables, grads, who, "grads")
+        else:
+            arrays, (first, *more) = self._replicas_in_order(variables, grads, list(replicas), who)
+        if plan is None:
+            return self._build_and_step(variables, arrays, first, more, mean)
+        if arrays is not None and len(self._plans) > 1:
+            arrays = _native.items_of(arrays, f"{who}: variables")
+            for one in self._plans:
+                if arrays and one.owns(arrays[0]):
+                    plan = one
+                    break
         try:
-            calls = plan.step(lists[0], arrays, self._learning_rate_for(plan), lists[1:], mean)
+            calls = plan.step(first, arrays, self._learning_rate_for(plan), more, mean)
         except ValueError:
-            for position, array in enumerate(arrays or []):
+            for position, array in enumerate(arrays if len(self._plans) > 1 and arrays else []):
                 if not plan.owns(array) and any(other.owns(array) for other in self._plans):
                     raise ValueError(
                         f"{who}: variables[{position}] belongs to another build than variables[0];"
@@ -371,36 +379,50 @@ class Optimizer(WithOptions):
         self._plan = plan
         return calls
 
-    def _in_order(self, variables: Any, lists: list[Any], who: str) -> tuple[Sequence[Any] | None, list[Any]]:
+    def _in_order(self, variables: Any, grads: Any, who: str, name: str) -> tuple[Any, Any]:
         """Return the variables, None where none were given, and their gradients, without names."""
-        named = [isinstance(one, Mapping) for one in lists]
-        if isinstance(variables, Mapping) and all(named):
-            paired = [pair_up(variables, one, who) for one in lists]
-            return paired[0][0], [gradients for _, gradients in paired]
-        if variables is None and all(named):
-            assert self._plan is not None
-            return None, [in_order_of(self._plan.names, one, who) for one in lists]
-        if any(named) and not all(named):
-            kinds = ", ".join(type(one).__name__ for one in lists)
-            raise TypeError(f"{who}: replicas are {kinds}; all must be dicts, or all lists")
-        if isinstance(variables, Mapping) or any(named):
-            raise TypeError(
-                f"{who}: grads is a {type(lists[0]).__name__} and variables a {type(variables).__name__};"
-                " both must be dicts or both lists"
+        named = type(grads) not in UNNAMED and isinstance(grads, Mapping)
+        if type(variables) in UNNAMED or not isinstance(variables, Mapping):
+            if not named:
+                return variables, grads
+            if variables is None and self._plan is not None:
+                return None, in_order_of(self._plan.names, grads, who)
+        elif named:
+            return pair_up(variables, grads, who)
+        raise TypeError(
+            f"{who}: {name} is a {type(grads).__name__} and variables a {type(variables).__name__};"
+            " both must be dicts or both lists"
+        )
+
+    def _replicas_in_order(
+        self, variables: Any, grads: Any, replicas: list[Any], who: str
+    ) -> tuple[Any, list[Any]]:
+        """Return the variables, None where none were given, and each replica's gradients, without names."""
+        if grads is not None or not replicas:
+            raise ValueError(
+                f"{who}: replicas has {len(replicas)} lists of gradients"
+                + (" and grads is given, too; put all into replicas" if replicas else "; pass one at least")
             )
-        if variables is None:
-            return None, lists
-        first = _native.items_of(lists[0], f"{who}: grads")
-        return _native.items_of(variables, f"{who}: variables"), [first, *lists[1:]]
+        if len({isinstance(one, Mapping) for one in replicas}) > 1:
+            kinds = ", ".join(type(one).__name__ for one in replicas)
+            raise TypeError(f"{who}: replicas are {kinds}; all must be dicts, or all lists")
+        if not isinstance(variables, (Mapping, type(None))):
+            variables = _native.items_of(variables, f"{who}: variables")
+        ordered = [
+            self._in_order(variables, one, who, f"replicas[{number}]") for number, one in enumerate(replicas)
+        ]
+        return ordered[0][0], [gradients for _, gradients in ordered]
 
     def _build_and_step(
-        self, variables: Any, arrays: Sequence[Any] | None, lists: list[Any], mean: bool
+        self, variables: Any, arrays: Any, first: Any, more: list[Any] | None, mean: bool
     ) -> int:
         """Take the first step, and build its variables; where it cannot be taken they are not built."""
-        assert arrays is not None
-        if not arrays and lists[0]:
+        who = f"{type(self).__name__}.apply"
+        first = _native.items_of(first, f"{who}: grads")
+        arrays = _native.items_of(arrays, f"{who}: variables")
+        if not arrays and first:
             raise ValueError(
-                f"{type(self).__name__}.apply: grads has {len(lists[0])} items, variables 0;"
+                f"{who}: grads has {len(first)} items, variables 0;"
                 " pass one gradient for each variable, None where there is none"
             )
         if not arrays:
@@ -411,7 +433,7 @@ class Optimizer(WithOptions):
         assert plan is not None
         before = plan.calls + plan.skips
         try:
-            return plan.step(lists[0], arrays, self._learning_rate_for(plan), lists[1:], mean)
+            return plan.step(first, arrays, self._learning_rate_for(plan), more, mean)
         except BaseException:
             if plan.calls + plan.skips == before:  # an interrupt can come after the step
                 self._drop(plan)
@@ -655,10 +677,14 @@ class Optimizer(WithOptions):
 
     def _take_over(self, carried: list[PlanState], adjustments: Adjustments) -> None:
         self._carried, self._adjustments = carried, adjustments
-        self._copied_adjustments = adjustments
 
     def _states(self) -> list[PlanState]:
-        states = [replace(PlanState.of(plan), changes=self._adjustments.of(plan)) for plan in self._plans]
+        copied = _native.at_rest(self._plans, lambda: list(map(PlanState.of, self._plans)))
+        adjustments = self._adjustments
+        states = [
+            replace(state, changes=adjustments.of(plan), adjustments_made=adjustments.made)
+            for state, plan in zip(copied, self._plans, strict=True)
+        ]
         return states + self._carried
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The state of one build, apart from its variables: what copies, pickles and checkpoints carry."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,7 +79,9 @@ class PlanState:
     scalars: dict[str, Any]
     names: list[str]
     variables: list[VariableState]
-    changes: dict[int, Change] = field(default_factory=dict)  # settings of single ones; not in a state_dict
+    # Settings of single ones, and how many had been made by then of the optimizer; not in a state_dict.
+    changes: dict[int, Change] = field(default_factory=dict)
+    adjustments_made: int = 0
 
     @property
     def calls(self) -> int:
@@ -109,12 +110,11 @@ class PlanState:
     @classmethod
     def of(cls, plan: _native.Plan) -> "PlanState":
         """Copy the state of a plan."""
-        with _at_rest(plan):
-            variables = [
-                replace(live, slots={name: slot.copy() for name, slot in live.slots.items()})
-                for live in _live(plan)
-            ]
-            return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
+        variables = [
+            replace(live, slots={name: slot.copy() for name, slot in live.slots.items()})
+            for live in _live(plan)
+        ]
+        return cls({name: getattr(plan, name) for name in SCALARS}, plan.names, variables)
 
     def differences(self, plan: _native.Plan) -> list[str]:
         """Say why this cannot be the state of the plan; nothing if it can.
@@ -136,13 +136,12 @@ class PlanState:
 
     def write(self, plan: _native.Plan) -> None:
         """Make this the state of the plan, from which it must have no differences."""
-        with _at_rest(plan):
-            for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
-                assert ours is not None
-                for name, slot in live.slots.items():
-                    write(slot, ours.slots[name])
-            for name in SCALARS:
-                setattr(plan, name, self.scalars[name])
+        for live, ours in zip(_live(plan), self._in_order_of(plan), strict=True):
+            assert ours is not None
+            for name, slot in live.slots.items():
+                write(slot, ours.slots[name])
+        for name in SCALARS:
+            setattr(plan, name, self.scalars[name])
 
     def restore(self, plan: _native.Plan, who: str) -> None:
         """Put the state into a plan just made; raise where it is another's."""
@@ -200,16 +199,6 @@ class PlanState:
                 for label, variable in zip(labels, described, strict=True)
             ],
         )
-
-
-@contextmanager
-def _at_rest(plan: _native.Plan) -> Iterator[None]:
-    """Keep the steps of other threads away; raise in the middle of one."""
-    plan.hold()
-    try:
-        yield
-    finally:
-        plan.release()
 
 
 def listed(differences: list[str], most: int = 10) -> str:

@@ -436,7 +436,7 @@ def test_a_variable_that_cannot_be_trained_for_a_while_goes_on_after_it() -> Non
         if step == 2:
             whole = targets[0].value.data
             targets[0].value.data = whole.to(torch.float8_e4m3fn)
-            with pytest.raises(TypeError, match="float8_e4m3fn, but a variable must be"):
+            with pytest.raises(TypeError, match=r"float8_e4m3fn .*but a variable must be"):
                 walk(optimizer, targets, range(step, step + 1))
             targets[0].value.data = whole.clone()
         walk(optimizer, targets, range(step, step + 1))

@@ -15,9 +15,10 @@ from reference import Reference, assert_same, same_bits
 
 
 def with_rate(variant: Optimizer, stages: dict[str, Any], lr: float) -> Optimizer:
-    """The variant; Ftrl, which divides by the learning rate, with another one than 0."""
-    never_zero = isinstance(variant, Ftrl)
-    return with_arguments(variant, learning_rate=lr or 0.5 if never_zero else lr, **stages)
+    """The variant; Ftrl, which divides by the learning rate, with one that it can divide by."""
+    if isinstance(variant, Ftrl) and abs(lr) < 1e-37:
+        lr = 0.5
+    return with_arguments(variant, learning_rate=lr, **stages)
 
 
 optimizers = st.builds(

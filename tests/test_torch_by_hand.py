@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -348,6 +349,60 @@ def test_the_only_tensor_that_a_loop_leaves_to_its_variable() -> None:
         step(each, 1)
     assert value.any()
     assert_same(ours, theirs)
+
+
+def share(tensor: Any) -> None:
+    tensor.share_memory_()
+
+
+def pickle_for_a_process(tensor: Any) -> None:
+    """As torch.multiprocessing does: it shares the memory."""
+    ForkingPickler.dumps(tensor)
+
+
+def to_clone(tensor: Any) -> None:
+    tensor.data = tensor.data.clone()
+
+
+def halve_data(tensor: Any) -> None:
+    tensor.data = tensor.data / 2
+
+
+MOVES = [share, pickle_for_a_process, to_clone, halve_data]
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
+def test_state_whose_memory_is_replaced_under_its_tensors(name: str, move: Callable[[Any], None]) -> None:
+    arguments = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}
+    ours, theirs = both(name, [(3,), (2, 2)], **arguments)
+    for each in (ours, theirs):
+        step(each, 0)
+        for state in each.state.values():
+            for key, value in state.items():
+                if move is not halve_data or key.startswith(("exp", "momentum")):
+                    move(value)
+        for k in range(1, 11):
+            step(each, k)
+    assert_same(ours, theirs)
+    for each in (ours, theirs):
+        p = params_of(each)[0]
+        p.data = p.data.clone()
+        step(each, 11)
+    assert_same(ours, theirs)
+    if name != "SGD":
+        assert ours.state_dict()["state"][0]["step"] == 12
+
+
+def test_memory_of_a_later_parameter_s_state_that_is_replaced() -> None:
+    """It cannot be told at once; a checkpoint and the steps after it agree."""
+    p = parameter(3)
+    optimizer = adapted.Adam([parameter(3), p])
+    step(optimizer, 0)
+    optimizer.state[p]["exp_avg"].data = torch.zeros(3)
+    assert not optimizer.state_dict()["state"][1]["exp_avg"].any()
+    step(optimizer, 1)
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.1 * p.grad)
 
 
 def make_again(optimizer: Any, way: str) -> Any:

@@ -22,6 +22,7 @@ Group = dict[str, Any]  # one of param_groups
 Numbers = tuple[
     float, float, float, list[float]
 ]  # learning rate, decay, L2 penalty, the rule's hyperparameters
+Seat = tuple["weakref.ref[Tensor]", int]  # a live tensor in the state, and the address of its memory
 
 # A rule's hyperparameters, from a parameter group.
 NUMBERS: dict[str, Callable[[Group], float]] = {
@@ -108,7 +109,7 @@ class Part:
         self.without_average: list[int] = []  # until their first update
         self.idle = False  # whether no parameter had a gradient in the last step
         self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
-        self.in_state: list[dict[str, weakref.ref[Tensor]]] = []
+        self.in_state: list[dict[str, Seat]] = []
         self.counted: Any = None  # updates and carried after the last step
         self.absent: list[int] | None = None  # which had no gradient in the last step
         self.numbers: list[Numbers] = []
@@ -154,17 +155,24 @@ class Part:
             if live:
                 state.setdefault(p, {}).update(live)
         self.in_state = [
-            {name: weakref.ref(tensor, lost.append) for name, tensor in live.items()} for live in self.live
+            {name: (weakref.ref(tensor, lost.append), tensor.data_ptr()) for name, tensor in live.items()}
+            for live in self.live
         ]
         self.live = []  # the state alone has them
 
     def is_in(self, state: Any, most: int | None = None) -> bool:
-        """Whether all live tensors are in the state, of all parameters or so many."""
-        return all(
-            tensor() is (state.get(p) or {}).get(name)
-            for p, tensors in zip(self.params[:most], self.in_state[:most], strict=True)
-            for name, tensor in tensors.items()
-        )
+        """Whether all live tensors are in the state, of all parameters or so many.
+
+        Their memory counts too: share_memory_(), which torch.multiprocessing calls, and an assignment to
+        .data put another under the same tensor.
+        """
+        for p, seats in zip(self.params[:most], self.in_state[:most], strict=True):
+            found = state.get(p) or {}
+            for name, (tensor, address) in seats.items():
+                kept = tensor()
+                if kept is None or kept.data_ptr() != address or kept is not found.get(name):
+                    return False
+        return True
 
     def _tensor_of_slot(self, index: int, slot: str) -> Tensor:
         tensor = torch.from_dlpack(self.plan.slot(index, slot))

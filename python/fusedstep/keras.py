@@ -14,7 +14,7 @@ another backend raises RuntimeError.
 import inspect
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 
@@ -150,6 +150,10 @@ class Fused(keras.optimizers.Optimizer):
         slot = slot if odd is None else odd.as_parameter(slot)
         variable._value = torch.nn.Parameter(slot, requires_grad=False)
         variable._dtype = str(slot.dtype).removeprefix("torch.")
+        seat = Seat(variable, variable._value, slot.data_ptr())
+        self._layout.seats.append(seat)
+        if index == 0:
+            self._layout.watched.append(seat)
         return slot
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -198,9 +202,9 @@ class Fused(keras.optimizers.Optimizer):
         plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
         try:
             self._step(gradients, rate)
-        except (MovedError, TypeError, ValueError):
-            if not self._layout.has_moved():
-                self._layout.refuse_sparse(gradients, f"{type(self).__name__}.apply")
+        except (MovedError, TypeError, ValueError) as error:
+            self._layout.refuse_sparse(gradients, f"{type(self).__name__}.apply")
+            if not isinstance(error, MovedError) and not self._layout.has_moved():
                 raise
             self._move()
             self._step(gradients, rate)
@@ -217,6 +221,8 @@ class Fused(keras.optimizers.Optimizer):
     def _step(self, gradients: list[Any], rate: Any) -> None:
         """Make the native call."""
         layout = self._layout
+        if not all(map(Seat.is_taken, layout.watched)):
+            raise MovedError
         values, _ = _native.attributes_of(layout.variables, "_value")
         if layout.odd:
             gradients, values = layout.read_odd(gradients, values)
@@ -236,6 +242,13 @@ class Fused(keras.optimizers.Optimizer):
                     f"{who}: the variable '{variable.path}' has shape {tuple(now.shape)}, but had"
                     f" {tuple(was.shape)} when the optimizer was built; make a new optimizer"
                 )
+        for variable, index, _ in before.slots:
+            shape, needed = tuple(variable.value.shape), tuple(layout.places[index].shape)
+            if shape != needed:
+                raise ValueError(
+                    f"{who}: the slot '{variable.path}' has shape {shape}, but had {needed} when the"
+                    " optimizer was built; assign values of that shape, or make a new optimizer"
+                )
         self._bind(layout)
         moved = self._core._plans[0]
         for name in SCALARS:
@@ -244,6 +257,12 @@ class Fused(keras.optimizers.Optimizer):
         for variable, index, name in layout.slots:
             values = variable.value
             self._show_slot(variable, index, name).copy_(values)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Put all variables into a store."""
+        if self.built:  # the next step starts from what is saved here
+            self._layout.watched += [seat for seat in self._layout.seats if not seat.is_taken()]
+        super().save_own_variables(store)
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Put the averages into the variables, where ``use_ema`` keeps some."""
@@ -312,15 +331,19 @@ class Iterations(keras.Variable):  # type: ignore[misc]
     To read one on a GPU waits for all steps before, and so does Keras' own way to add a number.
     """
 
-    _known: tuple[Any, int, int] = (None, 0, 0)  # the tensor, its version, and the count in it
+    # The tensor, its version and memory, and the count in it.
+    _known: tuple[Any, int, int, int] = (None, 0, 0, 0)
 
     def count(self) -> int:
         """Return it, read where others have written it."""
-        tensor, version, count = self._known
-        if self.value is not tensor or tensor._version != version:
+        tensor, version, address, count = self._known
+        if self.value is not tensor or tensor._version != version or tensor.data_ptr() != address:
             count = int(self.value)
-            self._known = (self.value, self.value._version, count)
+            self._know(count)
         return count
+
+    def _know(self, count: int) -> None:
+        self._known = (self.value, self.value._version, self.value.data_ptr(), count)
 
     def assign_add(self, value: Any) -> Any:
         """Add a number in place."""
@@ -329,12 +352,24 @@ class Iterations(keras.Variable):  # type: ignore[misc]
         count = self.count() + value
         with torch.no_grad():
             self.value.add_(value)
-        self._known = (self.value, self.value._version, count)
+        self._know(count)
         return self.value
 
 
 class Values(dict[str, Any]):
     """A dict that Keras does not wrap when it becomes an attribute."""
+
+
+class Seat(NamedTuple):
+    """One of Keras' variables over a slot, with the tensor and memory that it was given."""
+
+    variable: Any
+    tensor: Any
+    address: int
+
+    def is_taken(self) -> bool:
+        """Whether it still has them, where share_memory() and assignments to .data take others."""
+        return self.variable._value is self.tensor and self.tensor.data_ptr() == self.address
 
 
 class Layout:
@@ -345,6 +380,8 @@ class Layout:
         self.index = {id(variable): i for i, variable in enumerate(variables)}
         self.ids = list(self.index)
         self.slots: list[tuple[Any, int, str]] = []  # Keras' variables, of which variable, and their names
+        self.seats: list[Seat] = []
+        self.watched: list[Seat] = []  # what every step looks at: those of the first variable
         self.tensors = [variable.value for variable in variables]
         self.places = list(map(place_of, self.tensors))
         odd = {i: odd_layout(tensor, who) for i, tensor in enumerate(self.tensors)}

@@ -133,6 +133,65 @@ def test_a_refused_step_leaves_the_optimizer_with_its_state() -> None:
     assert ours.state[params_of(ours)[0]]["exp_avg"] is state
 
 
+OF_OTHER = "of another parameter"
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "sparse": lambda p: p.grad.to_sparse(),
+    "without memory": lambda p: torch._efficientzerotensor(p.shape),
+    OF_OTHER: lambda p: p.other.data,
+}
+
+
+# (Of several calls, the first would have been made before a gradient in another's memory is refused.)
+@pytest.mark.parametrize(
+    ("way", "rules"), [(way, rules) for way in REFUSED for rules in (1, 2) if (way, rules) != (OF_OTHER, 2)]
+)
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
+def test_a_refused_first_step_leaves_no_state(name: str, rules: int, way: str) -> None:
+    """As it would be one of a step that was made, whose first update is another."""
+    arguments = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}
+    ours, theirs = both(name, [(3,), (3,)], **arguments)
+    for each in (ours, theirs):
+        first, second = params_of(each)
+        each.param_groups[0]["params"] = [first]
+        each.add_param_group({"params": [second], "maximize": rules == 2})
+        first.other = second
+    first, second = params_of(ours)
+    first.grad, second.grad = torch.ones(3), torch.ones(3)
+    first.grad = REFUSED[way](first)
+    values = [p.detach().clone() for p in (first, second)]
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError)):
+            ours.step()
+        assert not ours.state
+        assert not ours.state_dict()["state"]
+    assert all(torch.equal(p, value) for p, value in zip((first, second), values, strict=True))
+    for each in (ours, theirs):
+        step(each, 0)
+        each.add_param_group({"params": [parameter(2, seed=9)]})
+        step(each, 1)
+    assert_same(ours, theirs)
+
+
+def test_a_refused_step_that_would_have_been_a_parameter_s_first() -> None:
+    """The state of the others stays, to the tensors."""
+    ours, theirs = both("SGD", [(3,), (2,)], lr=0.1, momentum=0.9, dampening=0.5)
+    for each in (ours, theirs):
+        first, second = params_of(each)
+        first.grad = torch.ones(3)
+        each.step()
+    first, second = params_of(ours)
+    state = ours.state[first]["momentum_buffer"]
+    second.grad = torch.ones(2).to_sparse()
+    with pytest.raises(TypeError, match="must be dense"):
+        ours.step()
+    assert ours.state[first]["momentum_buffer"] is state
+    assert second not in ours.state
+    for each in (ours, theirs):
+        for k in range(3):
+            step(each, k)
+    assert_same(ours, theirs)
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "transposed": lambda data: data.t(),
     "flipped and back": lambda data: data.t().contiguous().t(),
@@ -446,6 +505,59 @@ def test_the_average_of_a_late_parameter_starts_with_it(name: str) -> None:
     before = late.detach().clone()
     step(optimizer, 4)
     torch.testing.assert_close(optimizer.state[late]["ema"], 0.75 * before + 0.25 * late)
+
+
+REMAKES: dict[str, Callable[[Any], Any]] = {
+    "load_state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+    "add_param_group": lambda optimizer: optimizer.add_param_group({"params": [parameter(1, seed=9)]}),
+    "data": lambda optimizer: setattr(params_of(optimizer)[0], "data", params_of(optimizer)[0].data.clone()),
+    "state by hand": clone_all,
+    "none": lambda optimizer: None,
+}
+
+
+@pytest.mark.parametrize("way", REMAKES)
+@pytest.mark.parametrize("name", ["Adagrad", "Adam", "SGD"])
+def test_no_average_before_the_first_update_of_a_parameter(name: str, way: str) -> None:
+    """Also of one with a state, from before averages were kept or of Adagrad's constructor."""
+    a, b = parameter(2), parameter(2, seed=1)
+    optimizer = getattr(adapted, name)([a, b], lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    if name != "Adagrad":
+        step(optimizer, 0)
+    optimizer.ema = 0.5
+    for _ in range(2):
+        a.grad, b.grad = torch.ones(2), None
+        optimizer.step()
+        assert "ema" not in optimizer.state[b]
+        before = b.detach().clone()
+        with optimizer.averaged():
+            assert torch.equal(a, optimizer.state[a]["ema"])
+            assert torch.equal(b, before)
+        REMAKES[way](optimizer)
+    b.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(optimizer.state[b]["ema"], b)
+    before = b.detach().clone()
+    average = optimizer.state[b]["ema"]
+    optimizer.step()
+    if way != "none":
+        REMAKES[way](optimizer)
+    torch.testing.assert_close(optimizer.state[b]["ema"], 0.5 * before + 0.5 * b)
+    assert optimizer.state[b]["ema"] is average or way != "none"
+
+
+def test_an_average_that_started_late_is_watched_as_the_others() -> None:
+    """What is put in its place counts."""
+    a, b = parameter(2), parameter(2, seed=1)
+    optimizer = adapted.Adam([a, b], lr=0.1)
+    step(optimizer, 0)
+    optimizer.ema = 0.5
+    a.grad = None
+    optimizer.step()
+    step(optimizer, 1)
+    optimizer.state[a]["ema"] = torch.zeros(2)
+    step(optimizer, 2)
+    torch.testing.assert_close(optimizer.state[a]["ema"], 0.5 * a.detach())
 
 
 def test_averages_that_nobody_keeps_are_refused() -> None:

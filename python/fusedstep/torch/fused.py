@@ -116,6 +116,7 @@ class Fused(torch.optim.Optimizer):
             except MovedError:
                 self._step_moved(parts[:k])
                 break
+        self._seen.count = len(self.state)
         return loss
 
     def _step_moved(self, made: list[Part]) -> None:
@@ -226,20 +227,16 @@ class Fused(torch.optim.Optimizer):
                 " leave it out and call torch.nn.utils.clip_grad_norm_ before the step"
             )
         parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
-        lost: list[Any] = []
-        for part in parts:  # after the last one that may be refused
-            part.put_into(self.state, lost)
-        self._parts, self._seen = parts, _Seen(self, parts, waiting, lost)
+        self._parts, self._seen = parts, _Seen(self, parts, waiting)
         return parts
 
 
 class _Seen:
     """What parts were made of: the very objects, as an id may be another's by now."""
 
-    def __init__(self, optimizer: Fused, parts: list[Part], waiting: list[Tensor], lost: list[Any]) -> None:
+    def __init__(self, optimizer: Fused, parts: list[Part], waiting: list[Tensor]) -> None:
         self.parts = parts
         self.waiting = waiting  # for a first gradient
-        self.lost = lost  # what the parts had in the state and is nowhere now
         self.settings = self.settings_of(optimizer)
         self.groups = list(optimizer.param_groups)
         self.members = [group["params"][:] for group in self.groups]
@@ -247,7 +244,7 @@ class _Seen:
             (g, k) for g, members in enumerate(self.members) for k, p in enumerate(members) if p.numel() == 1
         ]
         self.state = optimizer.state
-        self.count = len(self.state)
+        self.count = len(self.state)  # after the last step
 
     @staticmethod
     def settings_of(optimizer: Fused) -> list[Any]:
@@ -261,7 +258,7 @@ class _Seen:
         """Whether the optimizer has nothing else, and none of those that wait have a gradient."""
         groups = optimizer.param_groups
         if (
-            self.lost
+            any(part.lost for part in self.parts)
             or self.settings != self.settings_of(optimizer)
             or not all(map(operator.is_, self.groups, groups))
             or self.state is not optimizer.state

@@ -108,8 +108,11 @@ class Part:
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
         self.without_average: list[int] = []  # until their first update
         self.idle = False  # whether no parameter had a gradient in the last step
+        self.state: Any = optimizer.state
+        # Not in the state before a step was accepted: a refused one has changed nothing.
         self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
         self.in_state: list[dict[str, Seat]] = []
+        self.lost: list[Any] = []  # references to what was put into the state and is nowhere now
         self.counted: Any = None  # updates and carried after the last step
         self.absent: list[int] | None = None  # which had no gradient in the last step
         self.numbers: list[Numbers] = []
@@ -118,18 +121,19 @@ class Part:
 
     def _read_state(self, optimizer: "Fused", index: int) -> dict[str, Tensor]:
         """Return what one parameter has in the state, live, with the values that are there now."""
+        state = optimizer.state.get(self.params[index]) or {}
+        if self.averages and state.get("ema") is None:
+            self.without_average.append(index)
         live = {
             optimizer._slots.get(slot, "ema"): self._tensor_of_slot(index, slot)
             for slot in self.plan.slot_names
+            if slot != "average" or state.get("ema") is not None  # which starts with the first update
         }
         updates = torch.from_numpy(self.updates)[index]
         if optimizer._counts_in_state:
             live["step"] = updates
         if self.rule == "nadam":
             live["mu_product"] = torch.from_numpy(self.carried)[index]
-        state = optimizer.state.get(self.params[index]) or {}
-        if self.averages and state.get("ema") is None:
-            self.without_average.append(index)
         for name, tensor in live.items():
             value = state.get(name)
             if value is not None:
@@ -149,16 +153,18 @@ class Part:
             )
         tensor.copy_(value)
 
-    def put_into(self, state: Any, lost: list[Any]) -> None:
-        """Put the live tensors into the state; a reference to what is there no more goes to ``lost``."""
-        for p, live in zip(self.params, self.live, strict=True):
-            if live:
-                state.setdefault(p, {}).update(live)
-        self.in_state = [
-            {name: (weakref.ref(tensor, lost.append), tensor.data_ptr()) for name, tensor in live.items()}
-            for live in self.live
-        ]
-        self.live = []  # the state alone has them
+    def _put_into_state(self) -> None:
+        """Put the live tensors into the state, which alone has them then."""
+        self.in_state = [{} for _ in self.params]
+        for i, live in enumerate(self.live):
+            self._put(i, live)
+        self.live = []
+
+    def _put(self, index: int, live: dict[str, Tensor]) -> None:
+        if live:
+            self.state.setdefault(self.params[index], {}).update(live)
+        for name, tensor in live.items():
+            self.in_state[index][name] = weakref.ref(tensor, self.lost.append), tensor.data_ptr()
 
     def is_in(self, state: Any, most: int | None = None) -> bool:
         """Whether all live tensors are in the state, of all parameters or so many.
@@ -166,6 +172,8 @@ class Part:
         Their memory counts too: share_memory_(), which torch.multiprocessing calls, and an assignment to
         .data put another under the same tensor.
         """
+        if self.live:
+            return False
         for p, seats in zip(self.params[:most], self.in_state[:most], strict=True):
             found = state.get(p) or {}
             for name, (tensor, address) in seats.items():
@@ -184,6 +192,8 @@ class Part:
         grads, absent = _native.attributes_of(self.params, "grad")
         self.idle = len(absent) == len(grads)
         if self.idle:
+            if self.live:
+                self._put_into_state()
             return
         for i, odd in self.odd.items():
             if grads[i] is not None:
@@ -215,6 +225,8 @@ class Part:
         if self.rule == "nadam":
             for k, members in enumerate(self.members_of):
                 self.carried[members] = self.plan.carried_of(k)
+        if self.live:
+            self._put_into_state()
         if self.without_average:
             self._start_averages(absent)
         self.counted = self._counts()
@@ -222,7 +234,9 @@ class Part:
     def _start_averages(self, absent: list[int]) -> None:
         """Start the averages of those that had their first update, with the parameter."""
         for i in set(self.without_average).difference(absent):
-            self._tensor_of_slot(i, "average").copy_(self.params[i])
+            average = self._tensor_of_slot(i, "average")
+            average.copy_(self.params[i])
+            self._put(i, {"ema": average})
         self.without_average = [i for i in self.without_average if i in absent]
 
     def _counts(self) -> tuple[bytes, bytes]:

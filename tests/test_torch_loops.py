@@ -318,6 +318,22 @@ def test_autograd_sees_that_parameters_changed() -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
+def test_a_state_that_is_pickled_grows_with_its_parameters(name: str) -> None:
+    """Every tensor has a storage of its own, all of which goes into a file."""
+
+    def size(count: int) -> int:
+        params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(count)]
+        optimizer = getattr(adapted, name)(params, **ARGUMENTS.get(name, {}))
+        walk(optimizer, params, range(1))
+        for state in optimizer.state.values():
+            for value in state.values():
+                assert value.untyped_storage().nbytes() == value.nbytes
+        return len(pickle.dumps(optimizer.state_dict()))
+
+    assert size(800) < 9 * size(100)
+
+
 # What PyTorch lacks.
 
 

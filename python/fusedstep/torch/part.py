@@ -129,11 +129,12 @@ class Part:
             for slot in self.plan.slot_names
             if slot != "average" or state.get("ema") is not None  # which starts with the first update
         }
-        updates = torch.from_numpy(self.updates)[index]
+        # (One element each: pickles have the whole of a storage, for every tensor in it.)
+        updates = torch.from_numpy(self.updates[index : index + 1])[0]
         if optimizer._counts_in_state:
             live["step"] = updates
         if self.rule == "nadam":
-            live["mu_product"] = torch.from_numpy(self.carried)[index]
+            live["mu_product"] = torch.from_numpy(self.carried[index : index + 1])[0]
         for name, tensor in live.items():
             value = state.get(name)
             if value is not None:

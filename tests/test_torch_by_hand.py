@@ -621,16 +621,20 @@ def test_hooks_after_loading_have_the_last_word() -> None:
         assert len(other._optimizer_load_state_dict_post_hooks) == 1
 
 
-def test_adagrad_starts_every_parameter_from_its_group() -> None:
-    late, cleared = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    optimizer = adapted.Adagrad([cleared], lr=1.0, initial_accumulator_value=3.0, eps=0.0)
-    optimizer.add_param_group({"params": [late], "initial_accumulator_value": 8.0})
-    optimizer.state.clear()
-    for p in (late, cleared):
-        p.grad = torch.ones(2)
-    optimizer.step()
-    assert late.tolist() == pytest.approx([1 - 1 / 3] * 2)
-    assert cleared.tolist() == pytest.approx([0.5] * 2)
+def test_adagrad_starts_every_parameter_from_the_constructor_s_value() -> None:
+    """As PyTorch's, whatever a group says; also after the state was cleared."""
+    found = []
+    for library in (adapted, torch.optim):
+        own, late = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+        groups: list[Any] = [{"params": [own], "initial_accumulator_value": 15.0}]
+        optimizer = library.Adagrad(groups, lr=1.0, initial_accumulator_value=3.0, eps=0.0)
+        optimizer.add_param_group({"params": [late], "initial_accumulator_value": 8.0})
+        for _ in range(2):
+            own.grad, late.grad = torch.ones(2), torch.ones(2)
+            optimizer.step()
+            found.append([own.tolist(), late.tolist()])
+            optimizer.state.clear()
+    assert found[:2] == found[2:] == [[[0.5] * 2] * 2, [[0.0] * 2] * 2]
 
 
 def test_names_that_fit_no_more() -> None:

@@ -43,7 +43,7 @@ class Fused(torch.optim.Optimizer):
 
     _slots: ClassVar[dict[str, str]] = {}  # PyTorch's names, by the rule's
     _counts_in_state: ClassVar[bool] = True  # whether PyTorch's state has "step"
-    _initial: ClassVar[dict[str, str]] = {}  # where a group has the first value of what is in the state
+    _initial: ClassVar[dict[str, str]] = {}  # where the defaults have the first value of what is in the state
 
     # Not of PyTorch's pickles: made again when it is missing.
     _parts: list[Part] | None = None

@@ -142,7 +142,7 @@ class Part:
                 if not optimizer._counts_in_state and name != "ema":
                     updates.fill_(1)  # all that counts there is whether it is the first
             elif name in optimizer._initial:
-                tensor.fill_(self.groups[self.group_of[index]][optimizer._initial[name]])
+                tensor.fill_(optimizer.defaults[optimizer._initial[name]])
         return live
 
     def _copy_state(self, index: int, name: str, tensor: Tensor, value: Tensor) -> None:
@@ -202,7 +202,9 @@ class Part:
                     raise MovedError
                 odd.read()
                 grads[i] = odd.gradient(grads[i])
-        for i in self.single:  # of more elements, those that are to be negated have gaps, and are copied
+        # Of more elements, what autograd leaves to be negated has gaps, and is copied; to ask all that have
+        # none would take a fifth of a step.
+        for i in self.single:
             if grads[i] is not None and grads[i].is_neg():
                 grads[i] = grads[i].resolve_neg()
         self._choose_coefficients(absent)

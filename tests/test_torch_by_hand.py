@@ -367,6 +367,24 @@ def test_a_momentum_buffer_of_none_is_a_new_start() -> None:
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("buffer", ["none", "missing"])
+def test_no_momentum_before_the_first_update_with_it(buffer: str) -> None:
+    """Of a parameter that has a state; a buffer of zeros would be one of an update that was made."""
+    ours, theirs = both("SGD", [(3,), (2,)], lr=0.1, momentum=0.9, dampening=0.5)
+    for each in (ours, theirs):
+        first, second = params_of(each)
+        each.state[second]["mine"] = torch.ones(2)
+        if buffer == "none":
+            each.state[second]["momentum_buffer"] = None
+        first.grad = torch.ones(3)
+        each.step()
+        assert each.state[second].get("momentum_buffer") is None
+        each.add_param_group({"params": [parameter(2, seed=9)]})
+        for k in range(3):
+            step(each, k)
+    assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
 def test_counts_that_are_edited_in_place(name: str) -> None:
     ours, theirs = both(name, [(3,), (2, 2)])

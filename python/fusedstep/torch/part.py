@@ -106,7 +106,7 @@ class Part:
         )
         self.updates: npt.NDArray[np.float32] = np.zeros(len(self.params), np.float32)  # PyTorch's "step"
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
-        self.without_average: list[int] = []  # until their first update
+        self.unstarted: dict[int, dict[str, Tensor]] = {}  # what waits for a first update
         self.idle = False  # whether no parameter had a gradient in the last step
         self.state: Any = optimizer.state
         # Not in the state before a step was accepted: a refused one has changed nothing.
@@ -122,13 +122,18 @@ class Part:
     def _read_state(self, optimizer: "Fused", index: int) -> dict[str, Tensor]:
         """Return what one parameter has in the state, live, with the values that are there now."""
         state = optimizer.state.get(self.params[index]) or {}
-        if self.averages and state.get("ema") is None:
-            self.without_average.append(index)
         live = {
             optimizer._slots.get(slot, "ema"): self._tensor_of_slot(index, slot)
             for slot in self.plan.slot_names
-            if slot != "average" or state.get("ema") is not None  # which starts with the first update
         }
+        # An average starts with the first update; where there are no counts, a momentum tells of one.
+        unstarted = [
+            name
+            for name in live
+            if state.get(name) is None and (name == "ema" or not optimizer._counts_in_state)
+        ]
+        if unstarted:
+            self.unstarted[index] = {name: live.pop(name) for name in unstarted}
         # (One element each: pickles have the whole of a storage, for every tensor in it.)
         updates = torch.from_numpy(self.updates[index : index + 1])[0]
         if optimizer._counts_in_state:
@@ -230,17 +235,17 @@ class Part:
                 self.carried[members] = self.plan.carried_of(k)
         if self.live:
             self._put_into_state()
-        if self.without_average:
-            self._start_averages(absent)
+        if self.unstarted:
+            self._start(absent)
         self.counted = self._counts()
 
-    def _start_averages(self, absent: list[int]) -> None:
-        """Start the averages of those that had their first update, with the parameter."""
-        for i in set(self.without_average).difference(absent):
-            average = self._tensor_of_slot(i, "average")
-            average.copy_(self.params[i])
-            self._put(i, {"ema": average})
-        self.without_average = [i for i in self.without_average if i in absent]
+    def _start(self, absent: list[int]) -> None:
+        """Put into the state what starts with a first update: an average starts as the parameter."""
+        for i in set(self.unstarted).difference(absent):
+            started = self.unstarted.pop(i)
+            if "ema" in started:
+                started["ema"].copy_(self.params[i])
+            self._put(i, started)
 
     def _counts(self) -> tuple[bytes, bytes]:
         return self.updates.tobytes(), self.carried.tobytes()

@@ -336,24 +336,22 @@ class Iterations(keras.Variable):  # type: ignore[misc]
 
     def count(self) -> int:
         """Return it, read where others have written it."""
+        now = self.value
         tensor, version, address, count = self._known
-        if self.value is not tensor or tensor._version != version or tensor.data_ptr() != address:
-            count = int(self.value)
-            self._know(count)
+        if now is not tensor or now._version != version or now.data_ptr() != address:
+            count = int(now)
+            self._known = (now, now._version, now.data_ptr(), count)
         return count
-
-    def _know(self, count: int) -> None:
-        self._known = (self.value, self.value._version, self.value.data_ptr(), count)
 
     def assign_add(self, value: Any) -> Any:
         """Add a number in place."""
         if not isinstance(value, int):
             return super().assign_add(value)
-        count = self.count() + value
+        count, now = self.count() + value, self.value
         with torch.no_grad():
-            self.value.add_(value)
-        self._know(count)
-        return self.value
+            now.add_(value)
+        self._known = (now, now._version, now.data_ptr(), count)
+        return now
 
 
 class Values(dict[str, Any]):

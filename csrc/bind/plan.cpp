@@ -261,8 +261,8 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   take_groups(std::move(groups), of);
   frozen_.assign(count(), settings.frozen);
   for (const auto& [index, its] : own) frozen_[index] = its.frozen;
-  look_at_groups();
   rule_ = number;
+  look_at_groups();
   std::ranges::copy(values, hyperparameters_);
   options_ = options;
   costs_known_ = false;
@@ -295,12 +295,13 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
 }
 
 void Plan::look_at_groups() {
-  groups_in_float32_.assign(groups_.size(), false);
-  groups_move_.assign(groups_.size(), false);
+  divides_by_learning_rate_ = rule().divides_by_learning_rate;
+  largest_of_groups_.assign(groups_.size(), std::numeric_limits<double>::infinity());
   for (const Array& array : arrays_) {
     if (frozen_[array.number]) continue;
-    groups_move_[array.settings] = true;
-    if (array.compute == compute_float32) groups_in_float32_[array.settings] = true;
+    const bool in_float32 = array.compute == compute_float32;
+    const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+    largest_of_groups_[array.settings] = std::min(largest_of_groups_[array.settings], largest);
   }
 }
 

@@ -228,9 +228,9 @@ class Plan {
   double hyperparameters_[max_hyperparameters] = {};
   bool accumulates_, averages_;  // whether there are slots for it
   Options options_;
-  std::vector<Group> groups_{1};               // what arrays_[i].settings counts
-  std::vector<bool> groups_in_float32_{true};  // whether any of their variables is computed in float32
-  std::vector<bool> groups_move_{true};        // and is not frozen
+  std::vector<Group> groups_{1};              // what arrays_[i].settings counts
+  std::vector<double> largest_of_groups_{0};  // number in what their variables are computed in, but frozen ones
+  bool divides_by_learning_rate_ = false;     // the rule
   std::vector<bool> frozen_;
 
   std::vector<Built> built_;

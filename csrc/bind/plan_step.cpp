@@ -169,14 +169,10 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
 
 void Plan::check_learning_rate(double learning_rate) const {
   for (std::size_t k = 0; k < groups_.size(); ++k) {
-    if (!groups_move_[k]) continue;
     const Group& group = groups_[k];
-    const double largest =
-        groups_in_float32_[k] ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-    const double rate = learning_rate * group.multiplier;
-    const bool is_finite = std::abs(rate) <= largest, can_divide = std::abs(1 / rate) <= largest;
-    const bool decay_is_finite = std::abs(rate * group.weight_decay) <= largest;
-    if (is_finite && decay_is_finite && (can_divide || !rule().divides_by_learning_rate)) continue;
+    const double rate = learning_rate * group.multiplier, largest = largest_of_groups_[k];
+    const bool is_finite = std::abs(rate) <= largest, decay_is_finite = std::abs(rate * group.weight_decay) <= largest;
+    if (is_finite && decay_is_finite && (!divides_by_learning_rate_ || std::abs(1 / rate) <= largest)) continue;
     const auto text = [](double number) { return std::string(py::str(py::float_(number))); };
     std::string factors = "learning_rate", values = text(learning_rate);
     if (std::abs(learning_rate) <= largest && group.multiplier != 1) {
@@ -187,7 +183,8 @@ void Plan::check_learning_rate(double learning_rate) const {
       factors += " times weight_decay";
       values += " * " + text(group.weight_decay);
     }
-    const std::string compute = name_of(groups_in_float32_[k] ? compute_float32 : compute_float64);
+    constexpr double largest_float = std::numeric_limits<float>::max();
+    const std::string compute = name_of(largest == largest_float ? compute_float32 : compute_float64);
     if (!is_finite || !decay_is_finite) {
       refuse_value(optimizer_ + ": " + factors + " must be finite in " + compute + ", got " + values);
     }

@@ -343,9 +343,9 @@ def test_a_spacy_pipeline_comes_to_the_same_scores() -> None:
 
 @copies
 def test_pipelines_are_copied_while_they_are_trained(copied: Any) -> None:
-    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
     if adapted.HAS_SCHEDULES:
         pytest.skip("spaCy 3 needs thinc 8")
+    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
     register_reader()
     nlp = spacy.blank("en")
     nlp.add_pipe("tagger")

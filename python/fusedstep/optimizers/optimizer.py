@@ -226,10 +226,8 @@ class Optimizer(WithOptions):
         >>> w, b
         (array([0.5, 0.5]), array([0.75, 0.75]))
         """
-        change = Change.checked(
-            learning_rate_multiplier, weight_decay, frozen, f"{type(self).__name__}.adjust"
-        )
         who = f"{type(self).__name__}.adjust"
+        change = Change.checked(learning_rate_multiplier, weight_decay, frozen, who)
         self._adjust_to(self._adjustments.and_also(variables, change, who, self._plans))
 
     def _adjust_to(self, adjustments: Adjustments) -> None:

@@ -9,7 +9,7 @@ namespace fusedstep::FUSEDSTEP_TARGET {
 // between libraries in its last bit. A rule with pow does not give the same bits everywhere.
 template <class C, bool with_pow>
 struct FtrlCoefficients {
-  static constexpr bool calls_pow = with_pow;
+  static constexpr bool calls_pow = with_pow, divides_by_learning_rate = true;
   static constexpr auto slots = names("accumulator", "linear");
   struct Hyperparameters {
     double learning_rate_power, l1, l2, l2_shrinkage, beta;
@@ -17,8 +17,6 @@ struct FtrlCoefficients {
         FUSEDSTEP_TARGET::names("learning_rate_power", "l1_regularization_strength", "l2_regularization_strength",
                                 "l2_shrinkage_regularization_strength", "beta");
   };
-
-  static constexpr bool divides_by_learning_rate = true;
 
   double exponent;
   C i, j, k, l1;

@@ -9,9 +9,11 @@
 //   members          the coefficients: functions of the hyperparameters, the learning rate and the
 //                    update's number t (from 1), computed in double and rounded once to C
 //   operator()       one element: variable p, gradient g, slots in the declared order
-//   divides_by_learning_rate  true where it does, and then such learning rates are refused
 //   carry            only where coefficients need more of the past than t: one double, made from that of
 //                    the update before, 1 at first; the constructor gets that of the update before
+//   divides_by_learning_rate, calls_pow
+//                    true where it does: then rates that are too near to 0 are refused, and its kernel gets
+//                    more registers
 //
 // made of + - * / and core/primitives.hpp. The order of operations is part of the rule: the NumPy
 // reference in tests/ repeats it, and every target gives the reference's bits.

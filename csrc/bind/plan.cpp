@@ -1,4 +1,4 @@
-// A plan outside of steps: how it is built, configured and looked into. Steps are in plan_step.cpp.
+// A plan outside of steps: how it is built and looked into.
 #include "bind/plan.hpp"
 
 #include <algorithm>
@@ -15,15 +15,6 @@ namespace fusedstep {
 namespace {
 
 constexpr std::size_t cache_line = 64;
-constexpr std::size_t most_groups = std::numeric_limits<std::uint16_t>::max();
-
-int rule_number(std::string_view name) {
-  const Target& target = current_target();
-  for (int i = 0; i < target.rule_count; ++i) {
-    if (target.rules[i].name == name) return i;
-  }
-  refuse_value("there is no rule named '" + std::string(name) + "'");
-}
 
 }  // namespace
 
@@ -84,7 +75,6 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   gradients_.resize(count);
   same_gradients_.resize(plain_numpy_ ? 0 : count);
   cost_before_.resize(count + 1);
-  gap_.resize(count);
   frozen_.resize(count);
   norms_.factors.resize(count);
 }
@@ -178,28 +168,25 @@ void Plan::show_to_custom_rule() {
 void Plan::collect_written() {
   for (std::size_t i = 0; i < arrays_.size(); ++i) {
     const Array& array = arrays_[i];
-    if (array.size == 0) continue;
-    const std::uintptr_t begin = address(array.variable);
-    written_.push_back({begin, begin + static_cast<std::uintptr_t>(array.size * bytes_of(array.dtype)),
-                        static_cast<std::ptrdiff_t>(i)});
+    written_.add(array.variable, static_cast<std::size_t>(array.size * bytes_of(array.dtype)),
+                 static_cast<std::ptrdiff_t>(i));
   }
-  if (arena_->size() > 0) {
-    written_.push_back({address(arena_->data()), address(arena_->data()) + arena_->size(), slots_index});
-  }
+  written_.add(arena_->data(), arena_->size(), WrittenMemory::slots);
   for (const auto& part : parts_) {
-    written_.push_back({address(part->slots()), address(part->slots()) + part->slots_size(), slots_index});
+    written_.add(part->slots(), part->slots_size(), WrittenMemory::slots);
     if (const auto handed = part->share_handed()) {
-      written_.push_back({address(handed->as<void>()), address(handed->as<void>()) + handed->size(), slots_index});
+      written_.add(handed->as<void>(), handed->size(), WrittenMemory::slots);
     }
   }
-  std::ranges::sort(written_, {}, &Written::begin);
+  written_.finish(count());
 }
 
 void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const {
   const std::string who = optimizer_ + ".build: ";
-  for (std::size_t k = 1; k < written_.size(); ++k) {
-    if (written_[k].begin >= written_[k - 1].end) continue;
-    const auto [first, second] = std::minmax(written_[k - 1].index, written_[k].index);
+  const std::vector<WrittenMemory::Piece>& written = written_.in_order();
+  for (std::size_t k = 1; k < written.size(); ++k) {
+    if (written[k].begin >= written[k - 1].end) continue;
+    const auto [first, second] = std::minmax(written[k - 1].variable, written[k].variable);
     const auto i = static_cast<std::size_t>(first), j = static_cast<std::size_t>(second);
     refuse_value(who + label("variables", i, i) + " and " + label("variables", j, j) +
                  " share memory; every variable must have its own");
@@ -212,96 +199,15 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
     }
   }
   for (const auto& other : others) {
-    for (const Written& here : written_) {
-      if (here.index == slots_index) continue;
-      const auto there = std::ranges::upper_bound(other->written_, here.begin, {}, &Written::end);
-      if (there == other->written_.end() || there->begin >= here.end) continue;
-      const auto i = static_cast<std::size_t>(here.index);
+    for (const WrittenMemory::Piece& here : written) {
+      const WrittenMemory::Piece* const there = other->written_.find(here);
+      if (here.variable == WrittenMemory::slots || there == nullptr) continue;
+      const auto i = static_cast<std::size_t>(here.variable);
       refuse_value(who + label("variables", i, i) +
-                   (there->index == slots_index ? " is a slot of an earlier build; variables must be arrays of your own"
-                                                : " shares memory with a variable of an earlier build; "
-                                                  "forget(variables) drops that build"));
+                   (there->variable == WrittenMemory::slots
+                        ? " is a slot of an earlier build; variables must be arrays of your own"
+                        : " shares memory with a variable of an earlier build; forget(variables) drops that build"));
     }
-  }
-}
-
-void Plan::configure(const std::string& rule, const std::unordered_map<std::string, double>& hyperparameters,
-                     const Options& options, const VariableSettings& settings,
-                     const std::map<std::size_t, VariableSettings>& own) {
-  const Exclusive exclusive(*this);
-  const int number = rule_number(rule);
-  const Rule& next = custom_ ? custom_->rule() : current_target().rules[number];
-  const auto has_slots_for = [&](bool wanted, bool there, const char* slot) {
-    if (!wanted || there) return;
-    refuse_value(optimizer_ + ": the change needs the slot '" + slot +
-                 "', which was not built; give the argument to the constructor");
-  };
-  has_slots_for(options.accumulation_steps > 1, accumulates_, "gradient_accumulator");
-  has_slots_for(options.averages, averages_, "average");
-  if (slot_names() != all_slot_names(next)) {
-    refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
-                 this->rule().name + "'); make a new optimizer");
-  }
-  double values[max_hyperparameters] = {};
-  for (int k = 0; k < next.hyperparameter_count; ++k) values[k] = hyperparameters.at(next.hyperparameters[k]);
-  if (!own.empty() && own.rbegin()->first >= count()) throw py::index_error(optimizer_ + ": there is no such variable");
-  std::vector<Group> groups;
-  std::vector<std::uint16_t> of(count());
-  std::map<std::pair<double, double>, std::size_t> numbers;
-  auto next_own = own.begin();
-  for (std::size_t i = 0; i < count(); ++i) {
-    const VariableSettings& its = next_own != own.end() && next_own->first == i ? (next_own++)->second : settings;
-    const auto [place, is_new] = numbers.try_emplace({its.multiplier, its.weight_decay}, groups.size());
-    if (is_new) groups.push_back(its);
-    if (groups.size() > most_groups) {
-      refuse_value(optimizer_ + ": more than 65535 different settings of single variables; share some");
-    }
-    of[i] = static_cast<std::uint16_t>(place->second);
-  }
-  take_groups(std::move(groups), of);
-  frozen_.assign(count(), settings.frozen);
-  for (const auto& [index, its] : own) frozen_[index] = its.frozen;
-  rule_ = number;
-  look_at_groups();
-  std::ranges::copy(values, hyperparameters_);
-  options_ = options;
-  costs_known_ = false;
-}
-
-void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector<std::size_t>>& of) {
-  const Exclusive exclusive(*this);
-  const bool fits = of ? of->size() == count() && std::ranges::all_of(*of, [&](auto k) { return k < groups.size(); })
-                       : groups.size() == groups_.size();
-  if (!fits || groups.size() > std::min(count(), most_groups)) {
-    refuse_value(optimizer_ + ": " + std::to_string(groups.size()) + " groups do not fit to " +
-                 std::to_string(count()) + " variables; each must be of one, and there can be 65535");
-  }
-  std::vector<std::uint16_t> numbers(count());
-  for (std::size_t i = 0; i < count(); ++i) {
-    numbers[i] = of ? static_cast<std::uint16_t>((*of)[i]) : arrays_[i].settings;
-  }
-  take_groups(std::move(groups), numbers);
-}
-
-// `of`: the group of each variable.
-void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of) {
-  const auto moves = [&](const Array& array) { return array.settings != of[array.number]; };
-  if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
-  for (Array& array : arrays_) array.settings = of[array.number];
-  groups_ = std::move(groups);
-  look_at_groups();
-  rates_left_ = 0;  // they were checked with the former
-  tell_parts();
-}
-
-void Plan::look_at_groups() {
-  divides_by_learning_rate_ = rule().divides_by_learning_rate;
-  largest_of_groups_.assign(groups_.size(), std::numeric_limits<double>::infinity());
-  for (const Array& array : arrays_) {
-    if (frozen_[array.number]) continue;
-    const bool in_float32 = array.compute == compute_float32;
-    const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-    largest_of_groups_[array.settings] = std::min(largest_of_groups_[array.settings], largest);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "bind/custom.hpp"
 #include "bind/device_array.hpp"
 #include "bind/items.hpp"
+#include "bind/written.hpp"
 #include "core/options.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
@@ -118,15 +120,9 @@ class Plan {
     bool stays_as_it_is;  // the object's view of its memory
   };
 
-  // Memory that a step writes.
-  struct Written {
-    std::uintptr_t begin, end;
-    std::ptrdiff_t index;  // of the variable, or slots_index
-  };
-  static constexpr std::ptrdiff_t slots_index = -1;
-
   struct Call;
 
+  static int rule_number(std::string_view name);
   const Rule& rule() const { return custom_ ? custom_->rule() : current_target().rules[rule_]; }
   const py::ssize_t* shape_of(const Built& built) const { return shapes_.data() + built.first_dimension; }
   std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
@@ -147,16 +143,6 @@ class Plan {
   // Whether a gradient's memory can be read, and cleared where that is wanted, as it is.
   bool is_used_in_place(const ArrayView& view) const {
     return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
-  }
-  // Whether memory lies between two neighbours in written_.
-  bool lies_in_gap(std::size_t gap, std::uintptr_t begin, std::uintptr_t end) const {
-    return (gap == 0 || written_[gap - 1].end <= begin) && (gap == written_.size() || end <= written_[gap].begin);
-  }
-  std::size_t find_gap(std::size_t index, std::uintptr_t begin);  // and remembers it
-  // Whether a gradient's memory is apart from all variables and slots. It often lies where it lay last time.
-  bool lies_apart(std::size_t index, const char* data, std::int64_t bytes) {
-    const std::uintptr_t begin = address(data), end = begin + static_cast<std::uintptr_t>(bytes);
-    return lies_in_gap(gap_[index], begin, end) || lies_in_gap(find_gap(index, begin), begin, end);
   }
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
@@ -180,6 +166,7 @@ class Plan {
   }
   bool host_decides() const { return options_.skips_not_finite || options_.loss_scale_growth_steps > 0; }
   bool calls_python() const { return custom_ && (counts_.calls + 1) % options_.accumulation_steps == 0; }
+  void refuse_moves_while_capturing(const std::vector<std::uint16_t>& of) const;
   void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
   void look_at_groups();
   void tell_parts();  // what of the groups they have to know
@@ -245,7 +232,7 @@ class Plan {
   std::vector<std::size_t> part_strides_;
   std::vector<Array> arrays_here_;  // where there are parts: all, but empty those that are on devices
   bool plain_numpy_ = true;         // all variables are NumPy's own
-  std::vector<Written> written_;    // in order of address
+  WrittenMemory written_;           // all that steps write
 
   // Scratch of a step, kept from one to the next.
   std::vector<Settings> settings_;  // of each group
@@ -263,8 +250,7 @@ class Plan {
   std::vector<py::object> same_gradients_;  // weak references to those whose view stays as it is
   std::vector<double> sums_elsewhere_;
   std::vector<std::uint64_t> cost_before_;
-  bool costs_known_ = false;      // whether cost_before_ is that of gradients_
-  std::vector<std::size_t> gap_;  // where in `written_` this gradient lay last time: before that entry
+  bool costs_known_ = false;  // whether cost_before_ is that of gradients_
   std::atomic<bool> stepping_{false};
   Pace pace_;
 };

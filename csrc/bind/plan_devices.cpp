@@ -149,7 +149,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
       view.device != built.device || !is_used_in_place(view) || held.owner) {
     return false;
   }
-  if (!lies_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
+  if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
   set_gradient(index, {given_memory(view), nullptr, view.dtype});
   same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;

@@ -69,12 +69,6 @@ bool Plan::is_unchanged(std::size_t index, const ArrayView& view) const {
          view.has_shape(built.ndim, shape_of(built)) && view.contiguous() && view.aligned() && view.writeable();
 }
 
-// Where in written_ a gradient lies now.
-[[gnu::noinline]] std::size_t Plan::find_gap(std::size_t index, std::uintptr_t begin) {
-  const auto after = std::ranges::upper_bound(written_, begin, {}, &Written::end);
-  return gap_[index] = static_cast<std::size_t>(after - written_.begin());
-}
-
 void Plan::set_gradient(std::size_t index, Gradient gradient) {
   if (!same_gradients_.empty()) same_gradients_[index] = py::object();  // until it is known again
   // Written only where it changes: the other threads have the former ones in their caches.
@@ -98,7 +92,7 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
       !is_used_in_place(view)) {
     return false;
   }
-  if (!lies_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
+  if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
   set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
@@ -167,46 +161,20 @@ std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) 
   return index;
 }
 
-void Plan::check_learning_rate(double learning_rate) const {
-  for (std::size_t k = 0; k < groups_.size(); ++k) {
-    const Group& group = groups_[k];
-    const double rate = learning_rate * group.multiplier, largest = largest_of_groups_[k];
-    const bool is_finite = std::abs(rate) <= largest, decay_is_finite = std::abs(rate * group.weight_decay) <= largest;
-    if (is_finite && decay_is_finite && (!divides_by_learning_rate_ || std::abs(1 / rate) <= largest)) continue;
-    const auto text = [](double number) { return std::string(py::str(py::float_(number))); };
-    std::string factors = "learning_rate", values = text(learning_rate);
-    if (std::abs(learning_rate) <= largest && group.multiplier != 1) {
-      factors += " times a variable's multiplier";
-      values += " * " + text(group.multiplier);
-    }
-    if (is_finite && !decay_is_finite) {
-      factors += " times weight_decay";
-      values += " * " + text(group.weight_decay);
-    }
-    constexpr double largest_float = std::numeric_limits<float>::max();
-    const std::string compute = name_of(largest == largest_float ? compute_float32 : compute_float64);
-    if (!is_finite || !decay_is_finite) {
-      refuse_value(optimizer_ + ": " + factors + " must be finite in " + compute + ", got " + values);
-    }
-    refuse_value(optimizer_ + ": " + factors + " must not be so near to 0 that 1 over it is infinite in " + compute +
-                 ", got " + values + "; the rule divides by it (frozen=True leaves a variable alone)");
-  }
-}
-
 bool Plan::may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable) {
-  if (bytes == 0 || lies_apart(index, data, bytes)) return true;
-  const Written& other = written_[gap_[index]];
-  return may_be_variable && other.index == static_cast<std::ptrdiff_t>(index) && other.begin == address(data) &&
+  if (bytes == 0 || written_.is_apart(index, data, bytes)) return true;
+  const WrittenMemory::Piece& other = written_.met_by(index);
+  return may_be_variable && other.variable == static_cast<std::ptrdiff_t>(index) && other.begin == address(data) &&
          other.end - other.begin == static_cast<std::uintptr_t>(bytes);
 }
 
 void Plan::refuse_overlap(std::size_t index, const std::string& what, bool may_be_variable) const {
-  const std::ptrdiff_t written = written_[gap_[index]].index;
-  const auto other = static_cast<std::size_t>(written);
+  const std::ptrdiff_t variable = written_.met_by(index).variable;
+  const auto other = static_cast<std::size_t>(variable);
   refuse_value(what + " shares memory with " +
-               (written == slots_index ? std::string("a slot")
-                : other == index       ? std::string(may_be_variable ? "a part of " : "") + "its own variable"
-                                       : label("variables", other, other)) +
+               (variable == WrittenMemory::slots ? std::string("a slot")
+                : other == index                 ? std::string(may_be_variable ? "a part of " : "") + "its own variable"
+                                                 : label("variables", other, other)) +
                ", which this step writes; pass g.copy()");
 }
 

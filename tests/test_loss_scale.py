@@ -317,3 +317,28 @@ def test_calls_that_overflow_are_left_out_whatever_the_inner_optimizer_is_told()
     opt.inner_optimizer.skip_nonfinite = False
     opt.apply([np.array([np.inf])], [w])
     assert (w[0], opt.dynamic_scale) == (0, 4.0)
+
+
+class Named(LossScaleOptimizer):
+    """With an argument of its own, in Keras' manner."""
+
+    def __init__(
+        self,
+        inner_optimizer: Optimizer,
+        initial_scale: float = 4.0,
+        dynamic_growth_steps: int = 8,
+        label: str = "",
+    ) -> None:
+        super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps)
+        self._label = label
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"label": self._label}
+
+
+def test_a_subclass_with_an_argument_of_its_own_is_cloned_with_it() -> None:
+    optimizer = Named(SGD(lambda calls: 0.5), 2.0, label="mine")
+    twin = optimizer.clone()
+    assert (type(twin), twin._label, twin.initial_scale) == (Named, "mine", 2.0)
+    assert twin.inner_optimizer is not optimizer.inner_optimizer
+    assert twin.learning_rate == 0.5

@@ -332,7 +332,7 @@ class LossScaleOptimizer(Optimizer):
 
     def clone(self) -> "Self":
         """Return an optimizer with the same arguments, and without state; its scale is the initial one."""
-        return type(self)(self._inner.clone(), self._initial_scale, self.dynamic_growth_steps)
+        return self.from_config({**self.get_config(), "inner_optimizer": self._inner.clone()})
 
     def __repr__(self) -> str:
         arguments = [repr(self._inner)]

@@ -170,14 +170,21 @@ void* Plan::stream_of(const DevicePart& part) const {
 }
 
 DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
-  const bool two_passes = rule().compiled[compute_float32].finish != nullptr;
-  Options options = options_;
-  if (!is_alone() && options.loss_scale_growth_steps > 0) {  // the host decides what becomes of it
-    options.loss_scale = counts_.loss_scale;
-    options.loss_scale_growth_steps = 0;
+  DeviceStep request = {};
+  request.rule = rule_;
+  request.two_passes = rule().compiled[compute_float32].finish != nullptr;
+  request.gradients = step.gradients;
+  request.variables = count();
+  request.options = options_;
+  std::ranges::copy(hyperparameters_, request.hyperparameters);
+  request.replicas = static_cast<std::uint32_t>(replicas);
+  request.mean = mean;
+  request.alone = is_alone();
+  if (!request.alone && options_.loss_scale_growth_steps > 0) {  // the host decides what becomes of it
+    request.options.loss_scale = counts_.loss_scale;
+    request.options.loss_scale_growth_steps = 0;
   }
-  return {rule_,          two_passes, hyperparameters_, options, 0,          nullptr, DType::float64, false, 0,
-          step.gradients, count(),    replicas,         mean,    is_alone(), 0};
+  return request;
 }
 
 void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
@@ -223,6 +230,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     if (rate_on_device == nullptr) {
       part.write_learning_rate(learning_rate, true);
       request.learning_rate_on_device = &part.state()->learning_rate;
+      request.learning_rate_dtype = DType::float64;
     }
   }
   // Where the device knows the counts better, it also knows whether this call updates.

@@ -141,8 +141,8 @@ struct Table {
 // In one kernel's parameters, beside what else there is.
 constexpr std::uint32_t most_gradients = 4000;
 
-struct Launch {
-  Table table;
+// What is the same in all launches of a step, on all its devices.
+struct DeviceCall {
   Options options;
   double hyperparameters[max_hyperparameters];
   double learning_rate;
@@ -150,14 +150,18 @@ struct Launch {
   DType learning_rate_dtype;
   bool looks_up_rate;        // among the table's, in its place,
   std::int64_t rates_begin;  // of which the first is that after so many calls
-  bool mean;                 // over the replicas
-  bool averages_only;        // no update: the variables take the values of their averages
-  bool alone;                // all arrays of the build are on this device, which so decides for itself
-  bool last;                 // of the launches of a kernel in this step
   std::uint32_t replicas;    // lists of gradients, one after another
+  bool mean;                 // over them
+  bool alone;                // all arrays of the build are on one device, which so decides for itself
+  double factor;             // where it is not, and all gradients are clipped together
+};
+
+struct Launch : DeviceCall {
+  Table table;
+  bool averages_only;  // no update: the variables take the values of their averages
+  bool last;           // of the launches of a kernel in this step
   std::uint32_t first_array, arrays;
   std::uint32_t first_slice, slices;
-  double factor;  // where the device is not alone and all gradients are clipped together
   PackedGradient gradients[most_gradients];
 };
 static_assert(sizeof(Launch) <= 32764, "the parameters of a kernel");

@@ -252,21 +252,10 @@ void DevicePart::order_rows(const DeviceStep& step, bool capturing, void* stream
   });
 }
 
-void DevicePart::describe_launch(const DeviceStep& step, bool averages_only) {
-  Launch& launch = launch_;
-  launch.table = table_;
-  launch.options = step.options;
-  std::copy_n(step.hyperparameters, max_hyperparameters, launch.hyperparameters);
-  launch.learning_rate = step.learning_rate;
-  launch.learning_rate_on_device = step.learning_rate_on_device;
-  launch.learning_rate_dtype = step.learning_rate_dtype;
-  launch.looks_up_rate = step.looks_up_rate;
-  launch.rates_begin = step.rates_begin;
-  launch.mean = step.mean;
-  launch.averages_only = averages_only;
-  launch.alone = step.alone;
-  launch.factor = step.factor;
-  launch.replicas = static_cast<std::uint32_t>(step.replicas);
+void DevicePart::describe_launch(const DeviceCall& call, bool averages_only) {
+  static_cast<DeviceCall&>(launch_) = call;
+  launch_.table = table_;
+  launch_.averages_only = averages_only;
 }
 
 // What was described, over some arrays.

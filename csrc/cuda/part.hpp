@@ -5,26 +5,16 @@
 #include <vector>
 
 #include "cuda/devices.hpp"
+#include "cuda/launch.hpp"
 
 namespace fusedstep {
 
 // A step as the host describes it to all devices.
-struct DeviceStep {
+struct DeviceStep : DeviceCall {
   int rule;
   bool two_passes;
-  const double* hyperparameters;
-  Options options;
-  double learning_rate;
-  const void* learning_rate_on_device;  // in its place, where it is not null
-  DType learning_rate_dtype;
-  bool looks_up_rate;  // among those that were written, of which the first is that after so many calls
-  std::int64_t rates_begin;
-  const Gradient* gradients;  // `replicas` lists, one after another, of as many as the build has variables
+  const Gradient* gradients;  // each list of as many as the build has variables
   std::size_t variables;
-  std::size_t replicas;
-  bool mean;
-  bool alone;     // this device has all variables
-  double factor;  // of all gradients together, where it has not
 };
 
 class DevicePart {
@@ -80,7 +70,7 @@ class DevicePart {
     bool in_graph = false;
   };
 
-  void describe_launch(const DeviceStep& step, bool averages_only);
+  void describe_launch(const DeviceCall& call, bool averages_only);
   void launch_arrays(const DeviceStep& step, Kernel kernel, std::size_t begin, std::size_t end, bool last,
                      void* stream);
   void launch(const DeviceStep& step, Kernel kernel, bool averages_only, void* stream);

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iostream>
 #include <limits>
@@ -184,15 +185,15 @@ std::vector<Bytes> run(const Case& the, Capture capture) {
   counts.loss_scale = the.options.loss_scale;
   part.write_counts(counts);
 
-  const double hyperparameters[max_hyperparameters] = {0.875, 0.75, 0.5, 0.625, 0.25, 0.375, 0.5, 0.5};
+  constexpr std::array<double, max_hyperparameters> hyperparameters = {0.875, 0.75, 0.5, 0.625, 0.25, 0.375, 0.5, 0.5};
   DeviceStep step = {};
   step.rule = the.rule;
   step.two_passes = rule.two_passes;
-  step.hyperparameters = hyperparameters;
+  std::ranges::copy(hyperparameters, step.hyperparameters);
   step.options = the.options;
   step.learning_rate = 0.01;
   step.variables = arrays.size();
-  step.replicas = the.replicas;
+  step.replicas = static_cast<std::uint32_t>(the.replicas);
   step.mean = the.replicas > 1;
   step.alone = true;
   const bool norms = the.options.clip != Clip::none || the.options.skips_not_finite;

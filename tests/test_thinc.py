@@ -187,6 +187,16 @@ def test_state_that_is_written_counts_from_the_next_call_on(arguments: dict[str,
             np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6, err_msg=change.__name__)
 
 
+def test_the_updates_of_all_parameters_learn_together_whether_one_thread_is_faster() -> None:
+    optimizer, other = adapted.Adam(0.5), adapted.Adam(0.5)
+    for one in (optimizer, optimizer, other):
+        for number in range(3):
+            one((number, "W"), np.ones(2, np.float32), np.ones(2, np.float32))
+    (pace,) = {updater.plan.pace for updater in optimizer._updaters.values()}
+    assert pace not in {updater.plan.pace for updater in other._updaters.values()}
+    assert len({updater.plan for updater in optimizer._updaters.values()}) == 3
+
+
 def test_weights_that_are_not_contiguous_come_back_as_a_copy() -> None:
     """As thinc's do; PyTorchWrapper and others put it in the place of the weights."""
     both = []

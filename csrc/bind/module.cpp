@@ -173,7 +173,7 @@ PYBIND11_MODULE(_native, module) {
            py::arg("learning_rate"), py::arg("weight_decay"), py::arg("l2"), py::arg("hyperparameters"),
            py::arg("behind"), py::arg("carried"));
 
-  py::class_<Pace>(module, "Pace")  // plans have one of their own; here for its tests
+  py::class_<Pace, std::shared_ptr<Pace>>(module, "Pace")  // its methods are here for its tests
       .def(py::init())
       .def("is_long", &Pace::is_long, py::arg("cost"))
       .def("choose", &Pace::choose, py::arg("cost"), py::arg("threads"), py::arg("now"))
@@ -200,9 +200,10 @@ PYBIND11_MODULE(_native, module) {
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan", collectable)
       .def(py::init<std::string, const std::string&, bool, bool, const py::list&, std::vector<std::string>,
                     const std::unordered_map<std::string, double>&, const std::vector<std::shared_ptr<Plan>>&,
-                    std::shared_ptr<CustomRule>>(),
+                    std::shared_ptr<CustomRule>, std::shared_ptr<Pace>>(),
            py::arg("optimizer"), py::arg("rule"), py::arg("accumulates"), py::arg("averages"), py::arg("variables"),
-           py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none())
+           py::arg("names"), py::arg("initial"), py::arg("others"), py::arg("custom") = py::none(),
+           py::arg("pace") = py::none())
       .def("configure", &Plan::configure, py::arg("rule"), py::arg("hyperparameters"), py::arg("options"),
            py::arg("settings"), py::arg("own"))
       .def("set_groups", &Plan::set_groups, py::arg("groups"), py::arg("of"))
@@ -228,6 +229,7 @@ PYBIND11_MODULE(_native, module) {
       .def("look_ahead", &Plan::look_ahead, py::arg("rates"))
       .def("forget_rates", &Plan::forget_rates)
       .def_property_readonly("rates_left", &Plan::rates_left)
+      .def_property_readonly("pace", &Plan::pace)
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_property("calls", &get_count<&Counts::calls>, &set_count<&Counts::calls>)

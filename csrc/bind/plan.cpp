@@ -41,14 +41,16 @@ void Plan::check_updatable(py::handle object, const ArrayView& view, const std::
 
 Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
            std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
-           const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom)
+           const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom,
+           std::shared_ptr<Pace> pace)
     : optimizer_(std::move(optimizer)),
       who_(optimizer_ + ".apply: "),
       rule_(rule_number(rule)),
       custom_(std::move(custom)),
       accumulates_(accumulates),
       averages_(averages),
-      names_(std::move(names)) {
+      names_(std::move(names)),
+      pace_(pace ? std::move(pace) : std::make_shared<Pace>()) {
   const std::size_t count = variables.size();
   for (std::size_t i = 0; i < count; ++i) {
     const py::object object = variables[i];

@@ -34,10 +34,12 @@ class Plan {
  public:
   // Raises, having changed nothing, where `variables` cannot be updated in place.
   // `names` is empty or has one for each; `others` are the optimizer's plans so far. A `custom` rule, of this plan
-  // alone, is for updates; then `rule` is for calls that make none, and has no slots.
+  // alone, is for updates; then `rule` is for calls that make none, and has no slots. Plans that step in turns share a
+  // `pace`; null is for one of its own.
   Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
        std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
-       const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom);
+       const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom,
+       std::shared_ptr<Pace> pace);
 
   // What steps compute from now on. Some variables have settings of their `own`. Raises where that needs other slots
   // than were built.
@@ -109,6 +111,7 @@ class Plan {
   void look_ahead(const std::vector<double>& rates);
   void forget_rates() { rates_left_ = 0; }
   std::size_t rates_left() const { return rates_left_; }
+  std::shared_ptr<Pace> pace() const { return pace_; }
 
  private:
   // A variable as it was when built; each step compares.
@@ -252,7 +255,7 @@ class Plan {
   std::vector<std::uint64_t> cost_before_;
   bool costs_known_ = false;  // whether cost_before_ is that of gradients_
   std::atomic<bool> stepping_{false};
-  Pace pace_;
+  std::shared_ptr<Pace> pace_;  // used with the GIL: other plans may have it, too
 };
 
 }  // namespace fusedstep

@@ -310,7 +310,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
   }
   // A smaller step is not worth a look at the clock: it runs on one thread, with the GIL.
   const bool is_timed = !step.custom && cost * step.replicas >= cost_per_thread;
-  const bool release_gil = is_timed && pace_.is_long(cost);
+  const bool release_gil = is_timed && pace_->is_long(cost);
   if (release_gil) {
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
@@ -322,10 +322,11 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     };
   }
   const double begin = is_timed ? now() : 0;
-  const int threads = is_timed ? pace_.choose(cost, threads_for(cost), begin) : 1;
+  const int threads = is_timed ? pace_->choose(cost, threads_for(cost), begin) : 1;
   const Outcome outcome = run(step, current_target(), before, norms_, threads);
-  if (is_timed && outcome != Outcome::not_good) pace_.measured(cost, begin, now(), !release_gil);
+  const double end = is_timed ? now() : 0;
   context.gil.reset();
+  if (is_timed && outcome != Outcome::not_good) pace_->measured(cost, begin, end, !release_gil);
   if (outcome == Outcome::not_good) return false;
   norm_ = norms_.wanted() ? std::optional(norms_.norm) : std::nullopt;
   skipped_ = outcome == Outcome::skipped;

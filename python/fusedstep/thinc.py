@@ -108,6 +108,11 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 class Updaters(dict[Key, "Updater"]):
     """Those of one optimizer. A copy of it makes its own, of the state in its attributes."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Threads that one parameter's update has woken are awake for the next one's: all learn together.
+        self.pace = _native.Pace()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Updaters, ()
 
@@ -119,7 +124,15 @@ class Updater:
         self.who, self.weights = type(optimizer).__name__, weights
         self.averages = optimizer.averages is not None
         self.plan = _native.Plan(
-            self.who, rule_of(settings), False, self.averages, [weights], [key[1]], {}, []
+            self.who,
+            rule_of(settings),
+            False,
+            self.averages,
+            [weights],
+            [key[1]],
+            {},
+            [],
+            pace=optimizer._updaters.pace,
         )
         self.count = self.plan.calls = self.plan.updates = optimizer.nr_update[key]
         kept = {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}

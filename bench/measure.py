@@ -63,8 +63,6 @@ class Lane:
 
     def run_block(self) -> None:
         """Warm up, then add a sample; or note in the series why there will be no more."""
-        if self.series.absent:
-            return
         try:
             self._take_sample()
         except Exception as refusal:  # a peer may raise anything
@@ -231,7 +229,9 @@ def _measure_together(
                 turn = number % max(len(lanes), 1)  # so that nobody always follows the same one
                 fastest = min((lane.series.median for lane in lanes if lane.series.samples), default=0.0)
                 for lane in lanes[turn:] + lanes[:turn]:
-                    if not (enough and lane.is_hopeless(fastest)):
+                    # Samples are paired by their number: who has missed a round does not come back.
+                    present = len(lane.series.samples) == number
+                    if present and not (enough and lane.is_hopeless(fastest)):
                         lane.run_block()
                 tick("")
         finally:

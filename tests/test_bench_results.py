@@ -243,6 +243,34 @@ def test_who_is_far_behind_steps_in_few_rounds(monkeypatch: pytest.MonkeyPatch) 
     assert [len(series.samples) for series, _ in wanted] == [8, measure.FEWEST_ROUNDS]
 
 
+def measured_together(monkeypatch: pytest.MonkeyPatch, rounds: int, clock: dict[str, Any]) -> list[Series]:
+    """Blocks of a step each, whose times are told: an iterator for each contestant."""
+
+    def lane_of(series: Series, *_: Any) -> Lane:
+        times = clock[series.contestant]
+        made = Contestant(list, list, float, {}, lambda *_: Timed(next(times)))
+        return Lane(series, made, "usual", 10.0)
+
+    monkeypatch.setattr(measure, "prepare", lane_of)
+    monkeypatch.setattr(measure, "run_for", lambda *_: [])
+    wanted = [(Series("1x64", name), workload("1x64")) for name in clock]
+    measure._measure_together(wanted, Settings("cpu", 1, rounds, [*clock]), float("inf"), str)
+    return [series for series, _ in wanted]
+
+
+def test_who_fails_in_the_first_round_loses_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = measured_together(monkeypatch, 8, {FUSEDSTEP: iter([0.01] * 8), NUMPY: iter([])})
+    assert (len(ours.samples), len(theirs.samples)) == (8, 0)
+    assert theirs.absent.startswith("StopIteration")
+
+
+def test_who_sat_out_a_round_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next sample would be paired with another round's."""
+    clock = {FUSEDSTEP: iter([0.009] * 5 + [0.02] * 7), NUMPY: iter([0.1] * 12)}
+    ours, theirs = measured_together(monkeypatch, 12, clock)
+    assert (len(ours.samples), len(theirs.samples)) == (12, measure.FEWEST_ROUNDS)
+
+
 def test_the_readme_has_the_figures_of_the_saved_run() -> None:
     command = [sys.executable, "-m", "bench", "readme", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

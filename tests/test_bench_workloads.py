@@ -3,6 +3,7 @@
 import importlib.util
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from bench.contestants import (
     UnavailableError,
     make,
 )
-from bench.contestants.contestant import first_line, start
+from bench.contestants.contestant import Contestant, first_line, start
 from bench.contestants.deepspeed import time_limit
 from bench.contestants.worker import Worker, stop_workers
 from bench.goals import GOALS
@@ -134,6 +135,17 @@ def test_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = errors.definition
     monkeypatch.setattr(errors, "definition", lambda small, form: expected(small, form | {"beta_2": 0.9}))
     assert errors.error(NUMPY, workload("1x64"), threads=1) > 1e-4
+
+
+@pytest.mark.parametrize("number", range(len(errors.FEW)))
+def test_nan_in_any_array_is_seen(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def makes_nan(*arguments: Any, **more: Any) -> Contestant:
+        made = make(*arguments, **more)
+        made.variables()[number][...] = np.nan
+        return made
+
+    monkeypatch.setattr(errors, "make", makes_nan)
+    assert np.isnan(errors.error(NUMPY, workload("1x64"), threads=1))
 
 
 @pytest.mark.parametrize("name", [name for name in CPU if name not in YARDSTICKS])

@@ -69,27 +69,23 @@ class Lane:
             self.series.absent = first_line(refusal)
 
     def _take_sample(self) -> None:
-        if self.condition not in ONE_BY_ONE:
-            run_for(WARM_UP_SECONDS, self.made)
-            timed = self.made.time(self.series.steps)
-            self.series.samples.append(timed.seconds)
-            if timed.host is not None:
-                self.series.hosts.append(timed.host)
-            return
+        before = before_each_step(self.condition)
+        if self.condition == "fresh" and self.made.renew is not None:
+            before = self.made.renew
         with beside(self.condition):
+            run_for(WARM_UP_SECONDS, self.made, before)
+            if self.condition not in ONE_BY_ONE:
+                timed = self.made.time(self.series.steps)
+                self.series.samples.append(timed.seconds)
+                if timed.host is not None:
+                    self.series.hosts.append(timed.host)
+                return
             if self.condition in ("spinner", "busy"):
-                run_for(WARM_UP_SECONDS, self.made)
                 times = run_for(SPINNER_BLOCK_SECONDS, self.made)
             else:
-                renew = self.made.renew if self.condition == "fresh" else None
-                before = renew or before_each_step(self.condition)
-                times = [self._after(before) for _ in range(STEPS_OF_A_BLOCK)]
+                times = [time_after(before, self.made) for _ in range(STEPS_OF_A_BLOCK)]
         self.series.samples.append(median(times))
         self.series.means.append(mean(times))
-
-    def _after(self, before: Callable[[], object]) -> float:
-        before()
-        return self.made.time(1).seconds
 
     def is_hopeless(self, fastest: float) -> bool:
         """Whether more samples would only take others' time."""
@@ -97,13 +93,19 @@ class Lane:
         return own > MOMENT and own > MUCH_SLOWER * fastest
 
 
-def run_for(seconds: float, made: Contestant) -> list[float]:
-    """Step at least once and for so many seconds; return the time of each step."""
+def run_for(seconds: float, made: Contestant, before: Callable[[], object] = lambda: None) -> list[float]:
+    """Step at least once and for so many seconds; return the time of each step, without what comes before."""
     times: list[float] = []
     begin = perf_counter()
     while not times or perf_counter() - begin < seconds:
-        times.append(made.time(1).seconds)
+        times.append(time_after(before, made))
     return times
+
+
+def time_after(before: Callable[[], object], made: Contestant) -> float:
+    """The time of a step, before which something happens."""
+    before()
+    return made.time(1).seconds
 
 
 class Errors:

@@ -271,6 +271,28 @@ def test_who_sat_out_a_round_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
     assert (len(ours.samples), len(theirs.samples)) == (12, measure.FEWEST_ROUNDS)
 
 
+@pytest.mark.parametrize("condition", ["usual", "fresh", "pauses"])
+def test_each_block_begins_with_steps_that_are_not_counted(
+    condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the conditions of the block: with a renewal before each step, where the gradients are fresh."""
+    done: list[str] = []
+    clock = iter([9.0] + [1.0] * measure.STEPS_OF_A_BLOCK)
+
+    def takes(*_: Any) -> Timed:
+        done.append("step")
+        return Timed(next(clock))
+
+    made = Contestant(list, list, float, {}, takes, lambda: done.append("renewal"))
+    lane = Lane(Series("1x64", FUSEDSTEP, 1), made, condition, 0.0)
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0)
+    lane.run_block()
+    assert lane.series.samples == [1.0]
+    assert set(lane.series.means) <= {1.0}
+    counted = 1 if condition == "usual" else measure.STEPS_OF_A_BLOCK
+    assert done == (["renewal", "step"] if condition == "fresh" else ["step"]) * (1 + counted)
+
+
 def test_the_readme_has_the_figures_of_the_saved_run() -> None:
     command = [sys.executable, "-m", "bench", "readme", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

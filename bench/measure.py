@@ -1,15 +1,15 @@
 """Interleaved rounds: every contestant of a group steps in every round, so all see the same machine."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, median
 from time import perf_counter
+from typing import TypeVar
 
 from bench import machine
 from bench.conditions import before_each_step, beside
 from bench.contestants import DEVICES, YARDSTICKS, Contestant, UnavailableError, make
-from bench.contestants.contestant import first_line
+from bench.contestants.contestant import first_line, no_collections
 from bench.errors import error, key
 from bench.series import Series
 from bench.workloads import ONE_BY_ONE, Workload, workload
@@ -200,6 +200,13 @@ def measure(
 
 
 Wanted = list[tuple[Series, Workload]]
+Item = TypeVar("Item")
+
+
+def turned(everyone: list[Item], number: int) -> list[Item]:
+    """The order of a round: another one begins each time, so that nobody always follows the same one."""
+    turn = number % max(len(everyone), 1)
+    return everyone[turn:] + everyone[:turn]
 
 
 def _measure_together(
@@ -221,23 +228,18 @@ def _measure_together(
                     lanes += [lane] if lane else []
             kept = [lane for lane in lanes if lane.making > SLOW_TO_MAKE]
         first_round, last_round = (settings.rounds * p // placements for p in (placement, placement + 1))
-        gc.collect()
-        gc.disable()
-        try:
+        with no_collections():
             for number in range(first_round, last_round):
                 enough = number >= FEWEST_ROUNDS
                 if enough and perf_counter() > deadline:
                     return
-                turn = number % max(len(lanes), 1)  # so that nobody always follows the same one
                 fastest = min((lane.series.median for lane in lanes if lane.series.samples), default=0.0)
-                for lane in lanes[turn:] + lanes[:turn]:
+                for lane in turned(lanes, number):
                     # Samples are paired by their number: who has missed a round does not come back.
                     present = len(lane.series.samples) == number
                     if present and not (enough and lane.is_hopeless(fastest)):
                         lane.run_block()
                 tick("")
-        finally:
-            gc.enable()
 
 
 def _measure_one_at_a_time(
@@ -245,13 +247,14 @@ def _measure_one_at_a_time(
 ) -> None:
     """Rounds of contestants that do not fit into the memory together: each is made anew in each round."""
     for number in range(settings.rounds):
-        if number >= 3 and perf_counter() > deadline:
+        if number >= FEWEST_ROUNDS and perf_counter() > deadline:
             return
-        for series, measured in wanted:
+        for series, measured in turned(wanted, number):
             tick(f"{measured.name}: {series.contestant} is made, alone")
             lane = prepare(series, measured, settings)
             if lane is not None:
-                lane.run_block()
+                with no_collections():
+                    lane.run_block()
             del lane
             if settings.device == "cuda":
                 from bench.contestants import cuda

@@ -1,5 +1,6 @@
 """bench: a small real run, from the command line to file, table and pictures; the README; the counts."""
 
+import gc
 import json
 import os
 import re
@@ -225,6 +226,27 @@ def test_what_does_not_fit_together_goes_one_at_a_time(
     monkeypatch.setattr(machine, "available_bytes", lambda: 10)
     result = run(tmp_path / "some.json", "--workloads", "1x1000")
     assert {one.absent for one in result.series} == {"too little memory is free"}
+
+
+@pytest.mark.parametrize("measured", [measure._measure_together, measure._measure_one_at_a_time])
+def test_rounds_are_the_same_for_large_and_small(monkeypatch: pytest.MonkeyPatch, measured: Any) -> None:
+    """5 of them in any case, another one first in each, and no garbage collected while the clock runs."""
+    order: list[str] = []
+
+    def lane_of(series: Series, *_: Any) -> Lane:
+        def clock(*_: Any) -> Timed:
+            assert not gc.isenabled()
+            order.append(series.contestant)
+            return Timed(1.0)
+
+        return Lane(series, Contestant(list, list, float, {}, clock), "usual", 10.0)
+
+    monkeypatch.setattr(measure, "prepare", lane_of)
+    monkeypatch.setattr(measure, "run_for", lambda *_: [])
+    wanted = [(Series("1x64", name), workload("1x64")) for name in (FUSEDSTEP, NUMPY)]
+    measured(wanted, Settings("cpu", 1, 30, [FUSEDSTEP, NUMPY]), 0.0, str)
+    assert order == [FUSEDSTEP, NUMPY, NUMPY, FUSEDSTEP] * 2 + [FUSEDSTEP, NUMPY]
+    assert gc.isenabled()
 
 
 def test_who_is_far_behind_steps_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

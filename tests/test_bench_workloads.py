@@ -1,8 +1,11 @@
 """bench: workloads as data, the values that steps start from, and that all compute the same."""
 
+import gc
 import importlib.util
 import signal
+import threading
 import time
+from multiprocessing import Pipe
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from bench.contestants import (
 )
 from bench.contestants.contestant import Contestant, first_line, start
 from bench.contestants.deepspeed import time_limit
-from bench.contestants.worker import Worker, stop_workers
+from bench.contestants.worker import Worker, serve, stop_workers
 from bench.goals import GOALS
 from bench.models import MODELS
 from bench.optimizers import OPTIMIZERS
@@ -215,6 +218,24 @@ def test_a_process_of_its_own() -> None:
     with pytest.raises(UnavailableError, match="has ended"):
         made.time(1)
     stop_workers()
+
+
+def test_a_process_of_its_own_collects_no_garbage_while_it_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    collects: list[bool] = []
+    made = Contestant(lambda: collects.append(gc.isenabled()), list, float)
+    monkeypatch.setattr("bench.contestants.make", lambda *_, **__: made)
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=serve, args=(theirs,))
+    thread.start()
+    try:
+        for question in (("make", (NUMPY, workload("1x64"), 1, "cpu", 0.1)), ("time", (1, 2))):
+            ours.send(question)
+            ours.recv()
+    finally:
+        ours.close()
+        thread.join()
+        gc.enable()
+    assert collects == [False, False]
 
 
 def test_who_waits_for_ever_is_given_up() -> None:

@@ -1,11 +1,12 @@
 """What all contestants share: what they are given, what they are, and the values they start from."""
 
 import contextlib
+import gc
 import importlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from time import perf_counter
@@ -57,6 +58,17 @@ def renewing(gradients: list[Any]) -> Callable[[], None]:
         ]
 
     return renew
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Collect garbage now, and none meanwhile."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def host_clock(step: Callable[[], object], steps: int) -> Timed:

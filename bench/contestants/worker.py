@@ -5,6 +5,7 @@ the times.
 """
 
 import atexit
+import gc
 import os
 import weakref
 from multiprocessing import get_context
@@ -95,7 +96,8 @@ atexit.register(stop_workers)
 
 
 def serve(connection: Connection) -> None:
-    """Answer questions until the parent has gone."""
+    """Answer questions until the parent has gone. Garbage is collected when a contestant comes or goes."""
+    gc.disable()
     from bench.contestants import make
 
     made: dict[int, Contestant] = {}
@@ -104,6 +106,7 @@ def serve(connection: Connection) -> None:
         if what == "make":
             name, workload, threads, device, learning_rate = arguments
             contestant = make(name, workload, threads=threads, device=device, learning_rate=learning_rate)
+            gc.collect()
             number = max(made, default=0) + 1
             made[number] = contestant
             return number, contestant.form, contestant.renew is not None
@@ -118,7 +121,9 @@ def serve(connection: Connection) -> None:
         if what == "variables":
             arrays: Arrays = made[arguments[0]].variables()
             return arrays
-        return made.pop(arguments[0], None) and None
+        made.pop(arguments[0], None)
+        gc.collect()
+        return None
 
     while True:
         try:

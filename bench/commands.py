@@ -24,7 +24,7 @@ from bench.measure import Settings
 from bench.models import MODELS
 from bench.optimizers import OPTIMIZERS
 from bench.result import Result, UnreadableResultError
-from bench.run import print_result, save
+from bench.run import check_writable, print_result, save
 from bench.run import run as measured_run
 from bench.workloads import CONDITIONS, DTYPES, SETS, STEPS, Group, UnknownWorkloadError, workload
 
@@ -65,6 +65,10 @@ def _measure(
         contestants = chosen_contestants(peers, device)
     except (UnavailableError, UnknownWorkloadError) as error:
         sys.exit(str(error))
+    try:
+        check_writable(options.output)
+    except OSError as error:
+        sys.exit(f"--output {options.output} cannot be written: {error}")
     settings = Settings(device, options.threads, options.rounds, contestants)
     console = _console()
     result = measured_run(
@@ -91,7 +95,10 @@ def plot(options: argparse.Namespace, began: float) -> None:
     """Draw a saved run."""
     from bench.plot import draw
 
-    files = draw(_load(options.file), options.folder, options.file)
+    try:
+        files = draw(_load(options.file), options.folder, options.file)
+    except OSError as error:
+        sys.exit(f"--folder {options.folder} cannot be written: {error}")
     for file in files:
         print(file)
 

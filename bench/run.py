@@ -91,6 +91,19 @@ def print_result(console: Console, result: Result) -> None:
         report.print_noise(console, result)
 
 
+def check_writable(file: Path) -> None:
+    """See before anything is measured that there will be a file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    existed = file.exists()
+    file.open("a").close()
+    if not existed:
+        file.unlink()
+
+
 def save(result: Result, file: Path) -> None:
     """Write the file, in a folder that may have to be made."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ pytest.importorskip("rich", reason="needs the bench extra")
 pytest.importorskip("matplotlib", reason="needs the bench extra")
 
 from bench import __main__ as command_line
-from bench import guard, machine, measure, plot, readme
+from bench import commands, guard, machine, measure, plot, readme
 from bench.contestants import FUSEDSTEP, NUMPY, PAIRS, SAME_BYTES, UnavailableError, make
 from bench.contestants.contestant import Contestant, Timed
 from bench.goals import GOALS
@@ -24,6 +24,7 @@ from bench.guard.instructions import read
 from bench.guard.loops import STAGES, by_rule
 from bench.measure import Lane, Settings
 from bench.result import Result, UnreadableResultError
+from bench.run import check_writable
 from bench.series import Series
 from bench.workloads import workload
 
@@ -157,6 +158,22 @@ def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_end_it(wrong: list[str], quick: None) -> None:
     with pytest.raises(SystemExit):
         command_line.main(["run", "--threads", "1", *wrong])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "measured_run", lambda *_, **__: pytest.fail("it has measured"))
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path, tmp_path / "file" / "some.json"):
+        with pytest.raises(SystemExit, match=f"--output {re.escape(str(output))} cannot be written: "):
+            command_line.main(["run", "--threads", "1", "--output", str(output)])
+    with pytest.raises(SystemExit, match=r"--folder .*file cannot be written: "):
+        command_line.main(["plot", str(readme.SOURCE), "--folder", str(tmp_path / "file")])
+    check_writable(tmp_path / "folder" / "some.json")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert list((tmp_path / "folder").iterdir()) == []
 
 
 def test_a_saved_run_is_judged(capsys: pytest.CaptureFixture[str], quick: None) -> None:

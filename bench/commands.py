@@ -24,11 +24,13 @@ from bench.measure import Settings
 from bench.models import MODELS
 from bench.optimizers import OPTIMIZERS
 from bench.result import Result, UnreadableResultError
-from bench.run import check_writable, print_result, save
+from bench.run import check_writable, print_result, save, was_interrupted
 from bench.run import run as measured_run
 from bench.workloads import CONDITIONS, DTYPES, SETS, STEPS, Group, UnknownWorkloadError, workload
 
 SLOW_TO_START = {OURS_KERAS, *(f"Keras, {backend}" for backend in KERAS_BACKENDS)}
+
+INTERRUPTED_STATUS = 130  # a shell's for Ctrl-C
 
 
 def run(options: argparse.Namespace, began: float) -> None:
@@ -80,9 +82,13 @@ def _measure(
         console=console,
         keep=lambda result: save(result, options.output),
     )
+    if not result.series:
+        sys.exit(result.notes[0])
     print_result(console, result)
     save(result, options.output)
     console.print(f"Every sample is in {options.output}", soft_wrap=True)
+    if was_interrupted(result):
+        sys.exit(INTERRUPTED_STATUS)
     return result
 
 

@@ -1,5 +1,7 @@
 """The machine and the versions that the figures belong to."""
 
+import contextlib
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -78,8 +80,18 @@ def others_seconds() -> float:
     """Return the processor time that all other processes have used so far."""
     user, nice, system, _idle, _waiting, *more = Path("/proc/stat").read_text().split()[1:9]
     busy = sum(int(ticks) for ticks in (user, nice, system, *more)) / os.sysconf("SC_CLK_TCK")
+    return busy - own_seconds()
+
+
+def own_seconds() -> float:
+    """Return the processor time that this process and its children, also those that still run, have used."""
     own = os.times()
-    return busy - (own.user + own.system + own.children_user + own.children_system)
+    seconds = own.user + own.system + own.children_user + own.children_system
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            after_name = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def available_bytes() -> int:

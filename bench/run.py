@@ -15,6 +15,8 @@ from bench.memory import measure_memory
 from bench.result import Result
 from bench.workloads import Group
 
+INTERRUPTED = "It was interrupted"  # so begins the note
+
 
 def run(
     groups: Sequence[Group],
@@ -35,7 +37,8 @@ def run(
         began: since when, by perf_counter.
         memory: whether to measure what steps allocate, too.
         console: where tables go; progress goes to the standard error.
-        keep: is given the result so far after each group, so that a run that is ended was not for nothing.
+        keep: is given the result so far after each group, so that a run that is killed was not for nothing.
+            An interrupt (Ctrl-C) ends the run with what there is by then.
     """
     fusedstep.set_num_threads(settings.threads)
     result = Result(machine.describe(settings.threads, settings.device), settings.device, [])
@@ -47,38 +50,52 @@ def run(
     start, others_before = perf_counter(), machine.others_seconds()
     columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
     terminal = Console(stderr=True)
-    with Progress(*columns, console=terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(groups) * settings.rounds)
-        for done, group in enumerate(groups):
-            if done and perf_counter() > began + seconds:
-                left = ", ".join(name for one in groups[done:] for name in one)
-                result.notes.append(f"The time was over before {left}: --seconds gives more.")
-                break
-            if not terminal.is_terminal:
-                terminal.print(f"{perf_counter() - began:.0f} s: {', '.join(group)}")
-            # What is left of the time is shared out evenly among the groups that are left.
-            deadline = perf_counter() + max(began + seconds - perf_counter(), 0) / (len(groups) - done)
-            rounds = iter(range(1, settings.rounds + 1))
+    done = 0
+    try:
+        with Progress(*columns, console=terminal, transient=True) as progress:
+            task = progress.add_task("", total=len(groups) * settings.rounds)
+            for done, group in enumerate(groups):
+                if done and perf_counter() > began + seconds:
+                    result.notes.append(
+                        f"The time was over before {_names(groups[done:])}: --seconds gives more."
+                    )
+                    break
+                if not terminal.is_terminal:
+                    terminal.print(f"{perf_counter() - began:.0f} s: {', '.join(group)}")
+                # What is left of the time is shared out evenly among the groups that are left.
+                deadline = perf_counter() + max(began + seconds - perf_counter(), 0) / (len(groups) - done)
+                rounds = iter(range(1, settings.rounds + 1))
 
-            def tick(
-                word: str, group: Group = group, rounds: Iterator[int] = rounds, done: int = done
-            ) -> None:
-                if word:
-                    progress.update(task, description=word)
-                    return
-                number = next(rounds)
-                progress.update(
-                    task,
-                    description=f"{', '.join(group)}: round {number}",
-                    completed=done * settings.rounds + number,
-                )
+                def tick(
+                    word: str, group: Group = group, rounds: Iterator[int] = rounds, done: int = done
+                ) -> None:
+                    if word:
+                        progress.update(task, description=word)
+                        return
+                    number = next(rounds)
+                    progress.update(
+                        task,
+                        description=f"{', '.join(group)}: round {number}",
+                        completed=done * settings.rounds + number,
+                    )
 
-            result.series += measure(group, settings, errors, deadline, tick)
-            keep(result)
-    stop_workers()  # so that their time counts as ours
-    spent = perf_counter() - start
-    result.cores_used_by_others = (machine.others_seconds() - others_before) / spent
+                result.series += measure(group, settings, errors, deadline, tick)
+                spent = perf_counter() - start
+                result.cores_used_by_others = (machine.others_seconds() - others_before) / spent
+                keep(result)
+    except KeyboardInterrupt:
+        result.notes.append(f"{INTERRUPTED} before {_names(groups[done:])} had been measured.")
+    stop_workers()
     return result
+
+
+def was_interrupted(result: Result) -> bool:
+    """Whether somebody ended the run."""
+    return any(note.startswith(INTERRUPTED) for note in result.notes)
+
+
+def _names(groups: Sequence[Group]) -> str:
+    return ", ".join(name for group in groups for name in group)
 
 
 def print_result(console: Console, result: Result) -> None:

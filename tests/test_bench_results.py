@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ pytest.importorskip("matplotlib", reason="needs the bench extra")
 
 from bench import __main__ as command_line
 from bench import commands, guard, machine, measure, plot, readme
+from bench import run as of_run
 from bench.contestants import FUSEDSTEP, NUMPY, PAIRS, SAME_BYTES, UnavailableError, make
 from bench.contestants.contestant import Contestant, Timed
 from bench.goals import GOALS
@@ -193,6 +197,66 @@ def test_what_there_is_no_time_for_is_told(
     assert result.workloads == ["1x8"]
     assert "The time was over before 1x9, 1x10" in capsys.readouterr().out
     assert "1x9" in result.notes[0]
+
+
+def test_an_interrupt_ends_a_run_with_what_there_is(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted_at(number: int) -> None:
+        groups = iter(range(3))
+
+        def measured(*arguments: Any) -> list[Series]:
+            if next(groups) == number:
+                raise KeyboardInterrupt
+            return measure.measure(*arguments)
+
+        monkeypatch.setattr(of_run, "measure", measured)
+
+    interrupted_at(0)
+    with pytest.raises(SystemExit, match=r"interrupted before 1x8, 1x9, 1x10 had been measured"):
+        run(tmp_path / "some.json", "--workloads", "1x8", "1x9", "1x10")
+    assert not (tmp_path / "some.json").exists()
+    interrupted_at(1)
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path / "some.json", "--workloads", "1x8", "1x9", "1x10")
+    assert exit_.value.code == 130
+    assert "interrupted before 1x9, 1x10 had been measured" in " ".join(capsys.readouterr().out.split())
+    result = Result.load(tmp_path / "some.json")
+    assert result.workloads == ["1x8"]
+    assert result.notes == ["It was interrupted before 1x9, 1x10 had been measured."]
+
+
+def test_what_a_killed_run_leaves_tells_what_other_programs_used(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = iter([0.0, 1e6])
+    monkeypatch.setattr(machine, "others_seconds", lambda: next(others))
+    kept: list[float] = []
+    monkeypatch.setattr(commands, "save", lambda result, _: kept.append(result.cores_used_by_others))
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path / "some.json", "--workloads", "1x8")
+    assert kept[0] > 1000
+
+
+def burn(seconds: float, connection: Connection) -> None:
+    while process_time() < seconds:
+        pass
+    connection.send("done")
+    connection.recv()
+
+
+def test_a_child_that_still_runs_is_no_other_program() -> None:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=burn, args=(1.0, theirs), daemon=True)
+    before = machine.own_seconds()
+    child.start()
+    ours.recv()
+    grown = machine.own_seconds() - before
+    ours.send("end")
+    child.join()
+    assert grown > 0.9
+    assert machine.own_seconds() - before > 0.9  # once: when it has ended, too
 
 
 def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path) -> None:

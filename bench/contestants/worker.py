@@ -5,8 +5,10 @@ the times.
 """
 
 import atexit
+import contextlib
 import gc
 import os
+import signal
 import weakref
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,6 +18,7 @@ from bench.contestants.contestant import Arrays, Contestant, Timed, UnavailableE
 from bench.workloads import Workload
 
 Environment = tuple[tuple[str, str], ...]
+PATIENCE = 5.0  # seconds
 
 
 def stop_workers() -> None:
@@ -86,8 +89,10 @@ class Worker:
         return answer
 
     def stop(self) -> None:
-        """End the process; its processor time then counts as ours."""
+        """End the process, which may be in the midst of something."""
         self._connection.close()
+        self._process.join(PATIENCE)
+        self._process.terminate()
         self._process.join()
 
 
@@ -98,6 +103,10 @@ atexit.register(stop_workers)
 def serve(connection: Connection) -> None:
     """Answer questions until the parent has gone. Garbage is collected when a contestant comes or goes."""
     gc.disable()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a terminal sends it to all; the parent says what is to end
     from bench.contestants import make
 
     made: dict[int, Contestant] = {}
@@ -134,4 +143,5 @@ def serve(connection: Connection) -> None:
             result = answer(what, arguments)
         except Exception as error:
             result = error if isinstance(error, UnavailableError) else UnavailableError(first_line(error))
-        connection.send(result)
+        with contextlib.suppress(BrokenPipeError):  # the parent has gone; the next question says so
+            connection.send(result)

@@ -3,20 +3,20 @@
 from bench.contestants import DEVICE_COPY, SAME_BYTES
 from bench.series import Results, Series, Spread
 
+ROUNDED_TO_1000 = 999.5  # from here on three digits would be 1e+03
+
 
 def time(seconds: float) -> str:
     """A time in the unit that suits it."""
-    microseconds = 1e6 * seconds
-    if microseconds < 1000:
-        return f"{microseconds:.3g} µs"
-    if microseconds < 1e6:
-        return f"{microseconds / 1e3:.3g} ms"
-    return f"{seconds:.3g} s"
+    for unit, in_units in (("µs", 1e6 * seconds), ("ms", 1e3 * seconds)):
+        if in_units < ROUNDED_TO_1000:
+            return f"{in_units:.3g} {unit}"
+    return f"{short(seconds)} s"
 
 
 def short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < ROUNDED_TO_1000 else f"{value:.0f}"
 
 
 def number(value: float) -> str:

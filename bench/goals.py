@@ -16,6 +16,7 @@ from bench.contestants import (
     PYTORCH_FOREACH,
     SAME_BYTES,
 )
+from bench.figures import short
 from bench.memory import Memory
 from bench.series import Results
 
@@ -156,7 +157,7 @@ def judge(results: Results, memory: list[Memory]) -> list[Verdict]:
             verdicts.append(Verdict(goal.text, "not measured", None))
         else:
             reached = goal.at_least <= measured <= goal.at_most
-            verdicts.append(Verdict(goal.text, f"{measured:.3g}{goal.unit}", reached))
+            verdicts.append(Verdict(goal.text, f"{short(measured)}{goal.unit}", reached))
     for one in memory:
         size = f"{one.variable_bytes / 1e6:.0f} MB of {one.dtype}"
         growth, slots = f"{one.growth / 1e6:.2f} MB", f"{one.slot_bytes / 1e6:.0f} MB"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.contestants import FUSEDSTEP, YARDSTICKS
-from bench.figures import share, yardstick
+from bench.figures import share, short, yardstick
 from bench.result import Result
 from bench.series import Series
 from bench.workloads import workload
@@ -175,7 +175,7 @@ def bars(result: Result) -> Figure | None:
         for peer, spread in of_one:
             _bar(axes, at, spread.median - 1, style[peer], 0.85, left=1)
             axes.plot([spread.first, spread.third], [at, at], color=INK, linewidth=1)
-            axes.annotate(f" {spread.median:.3g}", (max(spread.third, 1), at), va="center", fontsize=7)
+            axes.annotate(f" {short(spread.median)}", (max(spread.third, 1), at), va="center", fontsize=7)
             at += 1
         at += 1
     axes.axvline(1, color=OURS, linewidth=2, label=FUSEDSTEP)

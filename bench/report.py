@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.contestants import FUSEDSTEP
-from bench.figures import number, ratio, share, time
+from bench.figures import number, ratio, share, short, time
 from bench.goals import Verdict
 from bench.result import Result
 from bench.series import Results, Series, Spread
@@ -59,7 +59,7 @@ def _cells(one: Series, results: Results) -> list[str]:
         f"{time(spread.median)}{' ~' if spread.is_noisy else ''}",
         f"{time(spread.first)} - {time(spread.third)}",
         _ratio(one, results.get((one.workload, FUSEDSTEP))),
-        f"{workload(one.workload).step_bytes / spread.median / 1e9:.3g}",
+        short(workload(one.workload).step_bytes / spread.median / 1e9),
         "" if limit is None else f"{limit:.2f}",
         "" if one.error is None else number(one.error),
     ]

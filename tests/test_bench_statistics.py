@@ -8,7 +8,7 @@ pytest.importorskip("rich", reason="needs the bench extra")
 
 from bench.compare import compare
 from bench.contestants import FUSEDSTEP, PYTORCH, SAME_BYTES
-from bench.figures import number, ratio, share, time
+from bench.figures import number, ratio, share, short, time
 from bench.goals import Goal, judge
 from bench.memory import Memory
 from bench.result import Result
@@ -105,4 +105,8 @@ def test_goals_of_memory_are_judged() -> None:
 
 def test_figures_read_well() -> None:
     assert [time(2.5e-6), time(1.234e-2), time(3.0)] == ["2.5 µs", "12.3 ms", "3 s"]
+    assert [time(9.996e-4), time(0.9996), time(9.994e-4), time(2000.0)] == ["1 ms", "1 s", "999 µs", "2000 s"]
+    assert [short(999.4), short(999.6), short(1234.5), short(0.0123456)] == ["999", "1000", "1234", "0.0123"]
+    slow = judge(by_key([Series("10000x64", FUSEDSTEP, 1, [1.234e-3])]), [])
+    assert "1234 us" in [verdict.measured for verdict in slow]
     assert [number(0.0), number(3.2e-7)] == ["0", "3e-07"]

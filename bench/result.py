@@ -92,7 +92,7 @@ class Result:
                 [Memory(**one) for one in saved["memory"]],
                 saved["notes"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UnreadableResultError(f"{file} is no result of a run: {error!r}") from error
 
 

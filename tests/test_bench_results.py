@@ -92,9 +92,9 @@ def test_a_file_is_read_as_it_was_written(some_run: tuple[Result, Path], tmp_pat
     assert json.loads((tmp_path / "again.json").read_text())["workloads"]["4x64"]["arrays"] == 4
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 2}', "[1]"])
-def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text(text)
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"format": 1}', b'{"format": 2}', b"[1]", b"\x89PNG"])
+def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_bytes(data)
     with pytest.raises(UnreadableResultError, match=r"other\.json"):
         Result.load(tmp_path / "other.json")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.memory import Memory
 from bench.series import Results, Series, by_key
-from bench.workloads import workload
+from bench.workloads import UnknownWorkloadError, workload
 
 FORMAT = 2
 
@@ -84,7 +84,7 @@ class Result:
             saved = json.loads(file.read_text())
             if saved["format"] != FORMAT:
                 raise UnreadableResultError(f"{file} has format {saved['format']}, this reads {FORMAT}")
-            return cls(
+            result = cls(
                 saved["machine"],
                 saved["device"],
                 [Series(**one) for one in saved["series"]],
@@ -92,6 +92,13 @@ class Result:
                 [Memory(**one) for one in saved["memory"]],
                 saved["notes"],
             )
+            for name in result.workloads:
+                workload(name)
+            return result
+        except UnknownWorkloadError as error:
+            raise UnreadableResultError(
+                f"{file} is of other sources, which have more workloads: {error}"
+            ) from error
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UnreadableResultError(f"{file} is no result of a run: {error!r}") from error
 

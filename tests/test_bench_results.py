@@ -106,6 +106,14 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         Result.load(tmp_path / "old.json")
 
 
+def test_workloads_of_other_sources_are_told(tmp_path: Path) -> None:
+    saved = json.loads(readme.SOURCE.read_text())
+    saved["series"][0]["workload"] = "vit"
+    (tmp_path / "theirs.json").write_text(json.dumps(saved))
+    with pytest.raises(UnreadableResultError, match=r"theirs\.json is of other sources.*'vit'"):
+        Result.load(tmp_path / "theirs.json")
+
+
 def test_two_files_side_by_side(some_run: tuple[Result, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, file = some_run
     command_line.main(["compare", str(file), str(file)])

@@ -105,6 +105,11 @@ def plot(options: argparse.Namespace, began: float) -> None:
         files = draw(_load(options.file), options.folder, options.file)
     except OSError as error:
         sys.exit(f"--folder {options.folder} cannot be written: {error}")
+    if not files:
+        sys.exit(
+            f"{options.file} has nothing to draw: a picture needs a peer beside fusedstep, or COUNTxSIZE with"
+            " three numbers of arrays of one size, or with three sizes of one array"
+        )
     for file in files:
         print(file)
 

@@ -70,14 +70,19 @@ def print_changes(console: Console, first: Result, second: Result) -> None:
     """Print a table of all changes."""
     for result in (first, second):
         about = result.machine
-        console.print(f"{about['cpu']}, {about['build']['target']}, {about['date']}, {about['commit']}")
+        made = about["cpu"], about["build"]["target"], f"{about['threads']} threads"
+        console.print(f"{', '.join(made)}, {about['date']}, {about['commit']}")
+    changes = compare(first, second)
+    if not changes:
+        console.print("They have no workload and contestant in common: there is nothing to compare.")
+        return
     table = Table(title="The second run beside the first", title_justify="left")
     table.add_column("workload")
     table.add_column("contestant")
     for name in ("first", "second", "ratio", "95 % of draws", "of the limit", ""):
         table.add_column(name, justify="right", no_wrap=True)
     former = ""
-    for (workload, contestant), change in compare(first, second).items():
+    for (workload, contestant), change in changes.items():
         if workload != former:
             table.add_section()
         former = workload

@@ -122,6 +122,24 @@ def test_two_files_side_by_side(some_run: tuple[Result, Path], capsys: pytest.Ca
     assert "1.000" in printed
 
 
+def test_runs_that_have_nothing_for_a_command_are_told_so(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither an empty table nor silence; and with how many threads a run was made is seen."""
+    file = tmp_path / "some.json"
+    run(file, "--workloads", "1x8")
+    command_line.main(["compare", str(file), str(readme.SOURCE)])
+    printed = capsys.readouterr().out
+    assert "no workload and contestant in common" in printed
+    assert ", 1 threads, " in printed
+    assert ", 2 threads, " in printed
+    result = Result.load(file)
+    result.series = [one for one in result.series if one.contestant != NUMPY]
+    result.save(file)
+    with pytest.raises(SystemExit, match="has nothing to draw"):
+        command_line.main(["plot", str(file), "--folder", str(tmp_path)])
+
+
 def test_pictures_in_both_formats(some_run: tuple[Result, Path], tmp_path: Path) -> None:
     result, file = some_run
     command_line.main(["plot", str(file), "--folder", str(tmp_path / "pictures")])

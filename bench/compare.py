@@ -8,6 +8,7 @@ from rich.table import Table
 
 from bench.contestants import YARDSTICKS
 from bench.figures import share, time
+from bench.report import print_table
 from bench.result import Result
 from bench.series import Key
 
@@ -97,4 +98,4 @@ def print_changes(console: Console, first: Result, second: Result) -> None:
             shares,
             change.verdict,
         )
-    console.print(table)
+    print_table(console, table)

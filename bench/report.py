@@ -14,6 +14,7 @@ from bench.series import Results, Series, Spread
 from bench.workloads import ONE_BY_ONE, workload
 
 QUIET = 0.1  # cores
+WIDEST = 1000  # columns
 
 
 def print_machine(console: Console, result: Result) -> None:
@@ -23,6 +24,12 @@ def print_machine(console: Console, result: Result) -> None:
     if "gpu" in about:
         console.print(", ".join(f"{name} {value}" for name, value in about["gpu"].items()))
     console.print(", ".join(f"{name} {value}" for name, value in about["versions"].items()))
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: a narrow terminal breaks its lines, where rich would cut cells off."""
+    table.width = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    console.print(table, crop=False)
 
 
 def print_figures(console: Console, result: Result) -> None:
@@ -41,7 +48,7 @@ def print_figures(console: Console, result: Result) -> None:
                 cells = _cells(one, results)
                 table.add_row(name, one.contestant, *cells, *([_host(one)] if on_gpu else []))
         table.add_section()
-    console.print(table)
+    print_table(console, table)
     console.print(
         "times fusedstep: the median over the rounds of this time over fusedstep's in the same round, and"
         " quartiles; = where they lie on both sides of 1. of the limit: the speed, where that of the loop"
@@ -133,7 +140,7 @@ def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
         if verdict.reached is not None:
             reached = "yes" if verdict.reached else "[bold red]no[/]"
             table.add_row(verdict.goal, verdict.measured, reached)
-    console.print(table)
+    print_table(console, table)
     not_measured = sum(verdict.reached is None for verdict in verdicts)
     if not_measured:
         console.print(f"{not_measured} goals were not measured.")

@@ -1,6 +1,7 @@
 """bench: a small real run, from the command line to file, table and pictures; the README; the counts."""
 
 import gc
+import io
 import json
 import os
 import re
@@ -18,12 +19,16 @@ import pytest
 pytest.importorskip("rich", reason="needs the bench extra")
 pytest.importorskip("matplotlib", reason="needs the bench extra")
 
+from rich.console import Console
+
 from bench import __main__ as command_line
-from bench import commands, guard, machine, measure, plot, readme
+from bench import commands, guard, machine, measure, plot, readme, report
 from bench import run as of_run
+from bench.compare import print_changes
 from bench.contestants import FUSEDSTEP, NUMPY, PAIRS, SAME_BYTES, UnavailableError, make
 from bench.contestants.contestant import Contestant, Timed
-from bench.goals import GOALS
+from bench.figures import time
+from bench.goals import GOALS, judge
 from bench.guard.instructions import read
 from bench.guard.loops import STAGES, by_rule
 from bench.measure import Lane, Settings
@@ -120,6 +125,23 @@ def test_two_files_side_by_side(some_run: tuple[Result, Path], capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert printed.count("cannot tell") == 8 * len(CONTESTANTS) + 1
     assert "1.000" in printed
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_narrow_terminal_cuts_nothing_off(columns: int) -> None:
+    """A row is whole, and a terminal breaks it: names had no width left, and figures ended in an ellipsis."""
+    file = io.StringIO()
+    result = Result.load(readme.SOURCE)
+    console = Console(file=file, width=columns)
+    report.print_figures(console, result)
+    report.print_verdicts(console, judge(result.by_key, result.memory))
+    print_changes(console, result, result)
+    printed = file.getvalue()
+    assert "…" not in printed
+    ours = result.by_key["1000x256", FUSEDSTEP]
+    row = next(line for line in printed.splitlines() if "│ 1000x256 " in line)
+    for cell in (FUSEDSTEP, time(ours.median), time(ours.spread.first), "0.71", "0 │"):
+        assert cell in row
 
 
 def test_runs_that_have_nothing_for_a_command_are_told_so(

@@ -11,15 +11,16 @@ from time import perf_counter
 
 BEGAN = perf_counter()
 NEEDED = ("numpy", "fusedstep", "ml_dtypes", "rich")
+NEEDED_BY = {"plot": ("matplotlib",), "readme": ("matplotlib",)}
 RESULTS = Path("build/bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, check what is installed, and do what is asked."""
-    for module in NEEDED:
-        if importlib.util.find_spec(module) is None:
-            sys.exit(f'The benchmark needs {module}, which is not installed: pip install "fusedstep[bench]"')
     options = _parser().parse_args(arguments)
+    for module in (*NEEDED, *NEEDED_BY.get(options.command, ())):
+        if importlib.util.find_spec(module) is None:
+            sys.exit(f'The benchmark needs {module}, which is not installed: pip install ".[bench]"')
     if options.command in ("run", "goals", "spacy"):
         prepare_threads(options.threads)
     from bench import commands

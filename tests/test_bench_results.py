@@ -1,6 +1,7 @@
 """bench: a small real run, from the command line to file, table and pictures; the README; the counts."""
 
 import gc
+import importlib.util
 import io
 import json
 import os
@@ -210,6 +211,23 @@ def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_end_it(wrong: list[str], quick: None) -> None:
     with pytest.raises(SystemExit):
         command_line.main(["run", "--threads", "1", *wrong])
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [("rich", ["list"]), ("matplotlib", ["plot", str(readme.SOURCE)]), ("matplotlib", ["readme", "--check"])],
+)
+def test_a_package_that_is_missing_is_named(
+    missing: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else installed(name)
+    )
+    with pytest.raises(
+        SystemExit, match=rf'needs {missing}, which is not installed: pip install "\.\[bench\]"'
+    ):
+        command_line.main(command)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(

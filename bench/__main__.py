@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     for module in (*NEEDED, *NEEDED_BY.get(options.command, ())):
         if importlib.util.find_spec(module) is None:
             sys.exit(f'The benchmark needs {module}, which is not installed: pip install ".[bench]"')
+    options.cores = len(os.sched_getaffinity(0))
     if options.command in ("run", "goals", "spacy"):
         prepare_threads(options.threads)
     from bench import commands

@@ -76,6 +76,7 @@ def _measure(
     result = measured_run(
         groups,
         settings,
+        cores=options.cores,
         seconds=options.seconds,
         began=began,
         memory=memory,

@@ -31,14 +31,20 @@ PACKAGES = (
 )
 
 
-def describe(threads: int, device: str) -> dict[str, Any]:
-    """Return what the figures depend on, by name."""
+def describe(cores: int, threads: int, device: str) -> dict[str, Any]:
+    """Return what the figures depend on, by name.
+
+    Args:
+        cores: the processors that this process might use as it began; it has left itself as many as threads.
+        threads: how many it uses.
+        device: cpu or cuda.
+    """
     info = fusedstep.build_info()
     about: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "threads": threads,
         "caches": caches(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

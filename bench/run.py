@@ -22,6 +22,7 @@ def run(
     groups: Sequence[Group],
     settings: Settings,
     *,
+    cores: int,
     seconds: float,
     began: float,
     memory: bool,
@@ -33,6 +34,7 @@ def run(
     Args:
         groups: what.
         settings: how.
+        cores: the processors that there are for it.
         seconds: after how many seconds to begin no further group, nor rounds beyond the fewest.
         began: since when, by perf_counter.
         memory: whether to measure what steps allocate, too.
@@ -41,7 +43,7 @@ def run(
             An interrupt (Ctrl-C) ends the run with what there is by then.
     """
     fusedstep.set_num_threads(settings.threads)
-    result = Result(machine.describe(settings.threads, settings.device), settings.device, [])
+    result = Result(machine.describe(cores, settings.threads, settings.device), settings.device, [])
     report.print_machine(console, result)
     # Before all else, while nothing big has been freed that the steps could take again unseen.
     result.memory = [measure_memory(dtype) for dtype in ("float32", "bfloat16")] if memory else []

@@ -69,6 +69,7 @@ def some_run(quick: None, tmp_path: Path) -> tuple[Result, Path]:
 
 
 def test_a_run_has_every_sample(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
     result = run(tmp_path / "some.json", "--workloads", *NAMES)
     printed = capsys.readouterr().out
     assert result.contestants == CONTESTANTS
@@ -85,6 +86,8 @@ def test_a_run_has_every_sample(quick: None, tmp_path: Path, capsys: pytest.Capt
         if one.contestant == NUMPY:
             assert one.error is not None
             assert 0 < one.error < 1e-6
+    assert result.machine["threads"] == 1
+    assert result.machine["cores"] == cores  # also where the run has left itself fewer
     assert {"commit", "cpu", "cores", "versions", "build", "caches"} <= result.machine.keys()
     assert "The call itself" in printed
     assert "error" in printed

@@ -39,7 +39,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """What one may say."""
+        """What one may say of the two runs, of which each has a machine in some mood."""
         if self.low <= 1 <= self.high:
             return "cannot tell"
         return "faster" if self.ratio < 1 else "slower"
@@ -99,3 +99,7 @@ def print_changes(console: Console, first: Result, second: Result) -> None:
             change.verdict,
         )
     print_table(console, table)
+    console.print(
+        "faster, slower: of these two runs. Between them the machine may have changed, too: a third run, of"
+        " the same sources as the first, says how much."
+    )

@@ -17,6 +17,12 @@ from bench import machine
 
 PAUSE = 20e-3  # in which the threads of OpenMP fall asleep
 MOST_EVICTED = 256 << 20
+BUSY = """
+import os
+while os.getppid() == {}:
+    for _ in range(1_000_000):
+        pass
+"""
 STARTS_IN = 50e-3  # that a process which never rests runs for sure
 
 
@@ -64,8 +70,8 @@ def spinning_thread() -> Iterator[None]:
 
 @contextmanager
 def busy_processes() -> Iterator[None]:
-    """Have a process for every core that computes without rest."""
-    command = [sys.executable, "-ISc", "while True: pass"]
+    """Have a process for every core that computes without rest, as long as this one lives."""
+    command = [sys.executable, "-ISc", BUSY.format(os.getpid())]
     processes = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
     sleep(STARTS_IN)
     try:

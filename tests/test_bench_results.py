@@ -6,13 +6,14 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import process_time
+from time import monotonic, process_time, sleep
 from typing import Any
 
 import pytest
@@ -326,6 +327,36 @@ def test_a_child_that_still_runs_is_no_other_program() -> None:
     child.join()
     assert grown > 0.9
     assert machine.own_seconds() - before > 0.9  # once: when it has ended, too
+
+
+def test_a_run_that_is_killed_leaves_no_busy_processes() -> None:
+    """They would keep all cores busy for ever, and spoil the next run."""
+    program = (
+        "import time; from bench.conditions import busy_processes\n"
+        "with busy_processes():\n    print('busy', flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    run.stdout.readline()
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert children
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    until = monotonic() + 30
+    while left := [child for child in children if command_of(child)]:
+        if monotonic() > until:
+            for child in left:
+                os.kill(int(child), signal.SIGKILL)
+            pytest.fail(f"{len(left)} still run")
+        sleep(0.1)
+
+
+def command_of(process: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_who_fails_loses_nobody_else(monkeypatch: pytest.MonkeyPatch, quick: None, tmp_path: Path) -> None:

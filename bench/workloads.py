@@ -136,7 +136,12 @@ def workload(name: str) -> Workload:
         left = left.removeprefix(f"-{best}")
     if left:
         raise UnknownWorkloadError(f"{name}: nothing is called {left.removeprefix('-')!r} there")
-    return Workload(arrays, *found)
+    made = Workload(arrays, *found)
+    if made.dtype == "mixed" and set(made.dtypes) == {"float32"}:
+        raise UnknownWorkloadError(
+            f"{name}: mixed has matrices in bfloat16, of which {arrays} has none; name a model"
+        )
+    return made
 
 
 # The workloads of one group are measured in the same rounds, so they can be compared with each other.

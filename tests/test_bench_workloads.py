@@ -67,11 +67,13 @@ def test_a_name_says_all(name: str) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_any_combination_has_a_name(optimizer: str, dtype: str, step: str) -> None:
     for condition in CONDITIONS:
-        made = Workload("3x5", optimizer, dtype, step, condition)
+        made = Workload("mlp", optimizer, dtype, step, condition)
         assert workload(made.name) == made
 
 
-@pytest.mark.parametrize("name", ["nothing", "3", "0x5", "3x5-adam-adam", "3x5-cold-float64", "3x5-quick"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "3", "0x5", "3x5-adam-adam", "3x5-cold-float64", "3x5-quick", "3x5-mixed"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UnknownWorkloadError, match=name.split("-")[-1]):
         workload(name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import fusedstep
 
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 PACKAGES = (
     "numpy",
     "ml_dtypes",
@@ -75,8 +76,11 @@ def version(package: str) -> str | None:
 def caches() -> dict[str, int]:
     """Return the bytes of each cache for data that the first core sees; none where Linux does not tell."""
     found = {}
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+    for folder in sorted(CACHES.glob("index*")):
+        try:
+            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        except FileNotFoundError:  # the firmware of many virtual machines with aarch64 tells no sizes
+            continue
         if kind != "Instruction" and size.endswith("K"):
             found[f"L{level}"] = 1024 * int(size[:-1])
     return found

@@ -315,6 +315,18 @@ def burn(seconds: float, connection: Connection) -> None:
     connection.recv()
 
 
+def test_a_cache_whose_size_is_not_told_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for index, (level, size) in enumerate([(1, "32K"), (2, None)]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "type").write_text("Data\n")
+        if size is not None:
+            (folder / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    assert machine.caches() == {"L1": 32768}
+
+
 def test_a_child_that_still_runs_is_no_other_program() -> None:
     context = get_context("spawn")
     ours, theirs = context.Pipe()

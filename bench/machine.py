@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import fusedstep
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PACKAGES = (
     "numpy",
     "ml_dtypes",
@@ -105,11 +107,31 @@ def own_seconds() -> float:
 
 
 def available_bytes() -> int:
-    """Return how much memory can be taken before Linux takes it from others."""
+    """Return how much memory can be taken before Linux takes it from others, or ends who takes it."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
+            return min([1024 * int(line.split()[1]), *_left_by_limits()])
     raise RuntimeError("/proc/meminfo does not tell MemAvailable")
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What each control group that the process is in leaves: a container's, or that of a job."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, limit, used, cached = GROUPS, "memory.max", "memory.current", "inactive_file"
+        elif controllers == "memory":
+            root, cached = GROUPS / "memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            # Within a container only the root is seen, and that is the container's; a limit may be "max".
+            with contextlib.suppress(OSError, ValueError):
+                left = int((group / limit).read_text()) - int((group / used).read_text())
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield max(left + int(statistics.get(cached, 0)), 0)
 
 
 def cpu_model() -> str:

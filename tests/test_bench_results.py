@@ -327,6 +327,40 @@ def test_a_cache_whose_size_is_not_told_is_left_out(monkeypatch: pytest.MonkeyPa
     assert machine.caches() == {"L1": 32768}
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "files"),
+    [
+        ("0::/", "", ("memory.max", "memory.current", "inactive_file")),  # a container
+        ("0::/job/step", "job", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "4:memory:/docker/unseen",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_the_memory_of_a_container_is_all_there_is(
+    own: str, folder: str, files: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Linux kills who takes more, however much the machine has."""
+    groups = tmp_path / "groups"
+    for group, most in ((groups / folder / "step", "max"), (groups / folder, "9000")):
+        group.mkdir(parents=True, exist_ok=True)
+        limit, used, cached = files
+        (group / limit).write_text(f"{most}\n")
+        (group / used).write_text("5000\n")
+        (group / "memory.stat").write_text(f"anon 3000\n{cached} 2000\n")
+    (tmp_path / "own").write_text(f"3:cpu:/job\n{own}\n")
+    whole = machine.available_bytes()
+    monkeypatch.setattr(machine, "GROUPS", groups)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    assert machine.available_bytes() == 6000 < whole
+    (groups / folder / files[0]).write_text("max\n")
+    assert machine.available_bytes() > 6000
+    (tmp_path / "own").unlink()
+    assert machine.available_bytes() > 6000
+
+
 def test_a_child_that_still_runs_is_no_other_program() -> None:
     context = get_context("spawn")
     ours, theirs = context.Pipe()

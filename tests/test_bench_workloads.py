@@ -26,6 +26,7 @@ from bench.contestants import (
     YARDSTICKS,
     UnavailableError,
     make,
+    same_bytes,
 )
 from bench.contestants.contestant import Contestant, first_line, start
 from bench.contestants.deepspeed import time_limit
@@ -180,6 +181,26 @@ def test_the_same_bytes_are_touched(name: str) -> None:
             assert changed.reshape(variable.size, -1).any(axis=1).all()
         else:
             assert 0 < changed.reshape(variable.size, -1).any(axis=1).sum() <= variable.size // 16
+
+
+@pytest.mark.parametrize(
+    ("compiler", "refusal"),
+    [
+        ("c++ -O1", ""),
+        ("", ""),
+        ("none-such -O1", "there is no C.. compiler 'none-such'"),
+        ("c++ -none", "c.. -none failed"),
+    ],
+)
+def test_the_compiler_of_the_yardstick(compiler: str, refusal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX as builds take it, with words before or after the compiler's name."""
+    monkeypatch.setenv("CXX", compiler)
+    build = same_bytes._library.__wrapped__
+    if refusal:
+        with pytest.raises(UnavailableError, match=refusal):
+            build()
+    else:
+        build()
 
 
 def test_what_is_chosen() -> None:

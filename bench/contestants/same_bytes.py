@@ -6,6 +6,7 @@ same_bytes.cpp, compiled at each run with the C++ compiler of the system.
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,18 +22,18 @@ from bench.workloads import slot_bytes
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        raise UnavailableError("there is no C++ compiler")
+    compiler = shlex.split(os.environ.get("CXX") or "c++")  # as cmake reads it: CXX may be "ccache g++"
+    if shutil.which(compiler[0]) is None:
+        raise UnavailableError(f"there is no C++ compiler {compiler[0]!r}; the variable CXX names another")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "same_bytes.so"
         flags = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
         source = Path(__file__).with_suffix(".cpp")
         done = subprocess.run(
-            [compiler, *flags, str(source), "-o", str(library)], capture_output=True, text=True
+            [*compiler, *flags, str(source), "-o", str(library)], capture_output=True, text=True
         )
         if done.returncode != 0:
-            raise UnavailableError(f"{compiler} failed: {done.stderr.strip()}")
+            raise UnavailableError(f"{shlex.join(compiler)} failed: {done.stderr.strip()}")
         return ctypes.CDLL(str(library))  # stays loaded without its file
 
 

@@ -2,7 +2,10 @@
 
 import gc
 import importlib.util
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing import Pipe
@@ -19,6 +22,7 @@ from bench.contestants import (
     CPU,
     CUDA,
     FUSEDSTEP,
+    KERAS_BACKENDS,
     NUMPY,
     PAIRS,
     PYTORCH,
@@ -224,6 +228,15 @@ def test_who_is_missing_says_so() -> None:
     assert all("cupy" in entry.missing() for entry in CUDA.values())
     with pytest.raises(UnavailableError, match="cupy not installed"):
         make(FUSEDSTEP, workload("1x64"), threads=1, device="cuda")
+
+
+def test_every_backend_of_keras_that_is_said_to_be_here_can_be_imported() -> None:
+    if importlib.util.find_spec("keras") is None:
+        pytest.skip("Keras is not here")
+    for backend in KERAS_BACKENDS:
+        if not CPU[f"Keras, {backend}"].missing():
+            command = [sys.executable, "-c", "import keras"]
+            subprocess.run(command, env=os.environ | {"KERAS_BACKEND": backend}, check=True)
 
 
 def test_a_process_of_its_own() -> None:

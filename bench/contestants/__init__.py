@@ -23,7 +23,13 @@ SAME_BYTES = "same bytes"
 DEVICE_COPY = "device copy"
 CUPY = "CuPy expression"
 
-KERAS_BACKENDS = ("jax", "torch", "tensorflow", "numpy")
+# And the packages that each needs: NumPy's imports JAX, too.
+KERAS_BACKENDS = {
+    "jax": ("jax",),
+    "torch": ("torch",),
+    "tensorflow": ("tensorflow",),
+    "numpy": ("numpy", "jax"),
+}
 KERAS_TORCH = "Keras, torch"
 
 
@@ -54,8 +60,8 @@ CPU: dict[str, Entry] = {
     "optax": Entry("optax", "make", ("jax", "optax")),
     OURS_KERAS: Entry("keras", "make_ours", ("keras", "torch"), (("KERAS_BACKEND", "torch"),)),
     **{
-        f"Keras, {backend}": Entry("keras", "make", ("keras", backend), (("KERAS_BACKEND", backend),))
-        for backend in KERAS_BACKENDS
+        f"Keras, {backend}": Entry("keras", "make", ("keras", *needs), (("KERAS_BACKEND", backend),))
+        for backend, needs in KERAS_BACKENDS.items()
     },
     OURS_THINC: Entry("thinc", "make_ours", ("thinc",)),
     THINC: Entry("thinc", "make", ("thinc",)),

@@ -345,6 +345,25 @@ def test_variables_stay_in_their_memory_whatever_its_layout(layout: str, options
     assert [a.tobytes() for a in found[0]] == [b.tobytes() for b in found[1]]
 
 
+def test_a_variable_without_elements() -> None:
+    """Its strides are all 0 where NumPy made it, as if its elements shared memory."""
+    targets = [keras.Variable(np.ones((2, 0), np.float32), name="empty"), *variables()]
+    twins = variables()
+    optimizer, twin = adapted.Adam(0.01), adapted.Adam(0.01)
+    for step in range(2):
+        given = gradients(twins, step)
+        optimizer.apply([torch.zeros(2, 0), *given], targets)
+        twin.apply(given, twins)
+    assert [v.numpy().tobytes() for v in targets[1:]] == [v.numpy().tobytes() for v in twins]
+
+
+def test_a_variable_whose_elements_share_memory_is_refused_by_its_path() -> None:
+    targets = variables()
+    targets[1]._value = torch.nn.Parameter(torch.ones(()).expand(4))
+    with pytest.raises(ValueError, match=r"Adam\.build: the variable 'bias' has elements that share memory"):
+        adapted.Adam().build(targets)
+
+
 def test_tied_weights_of_another_layout_are_refused() -> None:
     """To make one contiguous would part them."""
     kernel = torch.nn.Parameter(torch.ones(3, 4))

@@ -382,12 +382,13 @@ class Layout:
         self.watched: list[Seat] = []  # what every step looks at: those of the first variable
         self.tensors = [variable.value for variable in variables]
         self.places = list(map(place_of, self.tensors))
-        odd = {i: odd_layout(tensor, who) for i, tensor in enumerate(self.tensors)}
+        paths = [variable.path for variable in variables]
+        titles = [f"{who}: the variable '{path}'" for path in paths]
+        odd = {i: odd_layout(tensor, titles[i]) for i, tensor in enumerate(self.tensors)}
         self.odd = {i: one for i, one in odd.items() if one is not None}
         devices = {tensor.device for tensor in self.tensors}
         # The GPU that has all of them: a step reads a learning rate there, which nobody waits for.
         self.gpu = devices.pop() if len(devices) == 1 and self.tensors[0].is_cuda else None
-        paths = [variable.path for variable in variables]
         unique = len(set(paths)) == len(paths)
         names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
         updated = [self.odd[i].variable if i in self.odd else t for i, t in enumerate(self.tensors)]

@@ -73,7 +73,8 @@ def odd_layout(p: Tensor, what: str) -> Permuted | Gapped | None:
             f"{what} has no memory of its own ({type(p).__name__} on {p.device}), but must have; pass the"
             f" tensor that has its elements, of a DTensor p.to_local(), or use torch.optim"
         )
-    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+    repeats = any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True))
+    if repeats and p.numel() > 0:  # the strides of an empty one of NumPy's are all 0
         raise ValueError(
             f"{what} has elements that share memory (strides {p.stride()}), but each must have its own; make"
             " it of x.clone()"

@@ -133,6 +133,49 @@ def test_excluded_from_weight_decay_and_missing_gradients() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_excluded_from_weight_decay_after_the_build() -> None:
+    """In all models of an optimizer; what is said last holds."""
+    both = []
+    for library in (adapted, keras.optimizers):
+        several = [variables(), variables()]
+        shared = library.AdamW(0.01, weight_decay=5.0)
+        optimizers = [shared, shared if library is adapted else library.AdamW(0.01, weight_decay=5.0)]
+        for step in range(6):
+            for optimizer, targets in zip(optimizers, several, strict=True):
+                optimizer.apply(gradients(targets, step), targets)
+            for optimizer in {id(one): one for one in optimizers}.values():
+                if step == 1:
+                    optimizer.exclude_from_weight_decay(var_names=["bias"])
+                if step == 3:
+                    optimizer.exclude_from_weight_decay(iter([targets[0] for targets in several]))
+        both.append([v.numpy() for targets in several for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
+def test_a_variable_is_excluded_from_weight_decay_without_those_whose_paths_begin_with_its_own() -> None:
+    class Scaled(keras.layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.scale = self.add_weight(shape=(3,), initializer="ones", name="inner")
+            self.inner = keras.layers.Dense(3, name="inner")
+            self.inner.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x) * self.scale
+
+    both = []
+    for library in (adapted, keras.optimizers):
+        keras.utils.set_random_seed(0)
+        targets = keras.Sequential([keras.layers.Input((3,)), Scaled()]).trainable_variables
+        assert targets[1].path == f"{targets[0].path}/kernel"
+        optimizer = library.SGD(0.1, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_list=[targets[0]])
+        walk(optimizer, targets, range(3))
+        both.append([v.numpy() for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
 def test_hyperparameters_and_rates_can_change_between_steps() -> None:
     both = []
     for library in (adapted, keras.optimizers):

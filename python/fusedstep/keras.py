@@ -20,6 +20,7 @@ import keras
 
 import fusedstep
 from fusedstep import _native
+from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.state import SCALARS
 
 if keras.backend.backend() != "torch":
@@ -127,10 +128,27 @@ class Fused(keras.optimizers.Optimizer):
         """Have steps write the memory that the variables have now."""
         core = self._make_core()
         core.build(layout.named)
-        for name, variable in layout.variable_of_name.items():
-            if not self._use_weight_decay(variable):
-                core.adjust(name, weight_decay=0.0)
         self._core, self._layout = core, layout
+        self._exclude()
+
+    def _exclude(self) -> None:
+        """Have steps decay the variables that Keras would."""
+        excluded = [
+            updated
+            for variable, updated in zip(self._layout.variables, self._layout.named.values(), strict=True)
+            if not self._use_weight_decay(variable)
+        ]
+        who, off = f"{type(self).__name__}.exclude_from_weight_decay", Change(weight_decay=0.0)
+        self._core._adjust_to(Adjustments().and_also(excluded, off, who))
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Leave these variables out of the weight decay, and no others, from the next step on."""
+        var_list = list(var_list or ())
+        super().exclude_from_weight_decay(var_list, var_names)
+        if self.built:
+            self._exclude()
+        for one in self._siblings:
+            one.exclude_from_weight_decay(var_list, var_names)
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
@@ -393,7 +411,6 @@ class Layout:
         names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
         updated = [self.odd[i].variable if i in self.odd else t for i, t in enumerate(self.tensors)]
         self.named = dict(zip(names, updated, strict=True))
-        self.variable_of_name = dict(zip(names, variables, strict=True))
 
     def in_order(self, gradients: Any, variables: Any) -> Any:
         """Return the gradients in the order of the build, None for a variable that has none."""

@@ -229,6 +229,58 @@ def test_refusals() -> None:
     assert optimizer.nr_update[0, "W"] == 1
 
 
+@pytest.mark.parametrize("arguments", [{}, {"L2": 0.1, "L2_is_weight_decay": False}], ids=str)
+@pytest.mark.parametrize("shapes", [((3,), (2, 3)), ((1,), (3,)), ((4,), (3,)), ((3,), (3,))], ids=str)
+def test_a_refused_call_changes_nothing(shapes: Any, arguments: dict[str, Any]) -> None:
+    """Not the gradient, and not the state of its key, where the weights are others than before."""
+    optimizer, w = adapted.Adam(0.1, **arguments), normal(3, 0)
+    optimizer((0, "W"), w, normal(3, 1))
+    others = [np.ones(shape, np.float32) for shape in shapes]
+
+    def state() -> list[bytes]:
+        kept = [slots[0, "W"] for slots in (optimizer.mom1, optimizer.mom2, optimizer.averages)]
+        return [array.tobytes() for array in (w, *others, *kept)]
+
+    before = state()
+    scale = float("nan") if shapes[0] == shapes[1] else 1.0
+    with pytest.raises(ValueError, match=r"must be finite|grads\['W'\] has shape .*, its variable has"):
+        optimizer((0, "W"), *others, lr_scale=scale)
+    with pytest.raises(ValueError, match=r"must be finite|grads\['b'\] has shape .*, its variable has"):
+        optimizer((0, "b"), *others, lr_scale=scale)
+    assert state() == before
+    assert dict(optimizer.nr_update) == {(0, "W"): 1}
+    assert optimizer.mom1.keys() == optimizer.averages.keys() == {(0, "W")}
+
+
+@pytest.mark.parametrize("key", ["W", 3, (1, 2), (1, "layer", "W"), None], ids=repr)
+def test_keys_of_any_kind(key: Any) -> None:
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.Adam(0.1), normal(4, 0)
+        for step in range(3):
+            optimizer(key, w, normal(4, step))
+        both.append(w)
+        assert optimizer.nr_update == {key: 3}
+    np.testing.assert_allclose(both[0], both[1], rtol=3e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("decays", [True, False])
+def test_numbers_of_numpy(decays: bool) -> None:
+    """As schedules give them, and programs that compute lr_scale."""
+    if adapted.HAS_SCHEDULES:
+        pytest.skip("thinc 9 has schedules of its own")
+    both = []
+    for library in (adapted, thinc.optimizers):
+        names = ("learn_rate", "L2", "beta1", "eps", "grad_clip")
+        numbers = {name: iter(np.linspace(0.1, 0.01, 4, dtype=np.float32)) for name in names}
+        optimizer, w = library.Adam(**numbers, L2_is_weight_decay=decays), normal(4, 0)
+        for step in range(4):
+            optimizer((0, "W"), w, normal(4, step), lr_scale=np.float32(0.1))
+            optimizer.step_schedules()
+        both.append(w)
+    np.testing.assert_allclose(both[0], both[1], rtol=3e-5, atol=3e-6)
+
+
 def test_a_model_of_thinc_learns() -> None:
     x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     y = (x @ np.array([[1.0], [-2.0], [0.5]], np.float32)).astype(np.float32)

@@ -81,8 +81,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             learn_rate = learn_rate(self.step, **about)
             numbers = (schedule(self.step, **about) for schedule in settings[:NUMBERS])
             settings = (*numbers, *settings[NUMBERS:])
-        updater = self._updaters.get(key)
-        count, averages = self.nr_update[key], self.averages
+        updater = known = self._updaters.get(key)
+        count, averages = self.nr_update.get(key, 0), self.averages
         if (
             updater is None
             or (updater.weights is not weights and not updater.plan.owns(weights))
@@ -93,14 +93,15 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         ):
             if not weights.flags.c_contiguous:
                 weights = weights.copy()
-            updater = self._updaters[key] = Updater(self, key, weights, settings)
+            updater = Updater(self, key, weights, settings)
         if settings != updater.settings:
             updater.configure(settings)
-        if updater.penalty:
-            gradient += updater.penalty * weights  # before it is clipped
-        rate = float(learn_rate) * lr_scale
+        rate = float(learn_rate) * float(lr_scale)
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
-        updater.plan.step((gradient,), None, rate - rate * rate * updater.decay)
+        updater.step(gradient, rate - rate * rate * updater.decay)
+        if updater is not known:
+            self._updaters[key] = updater
+            updater.show(self, key)
         self.nr_update[key] = updater.count = count + 1
         return weights, gradient
 
@@ -129,21 +130,26 @@ class Updater:
             False,
             self.averages,
             [weights],
-            [key[1]],
+            [name_of(key)],
             {},
             [],
             pace=optimizer._updaters.pace,
         )
-        self.count = self.plan.calls = self.plan.updates = optimizer.nr_update[key]
-        kept = {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}
-        for slot in self.plan.slot_names:
-            array, known = self._array(slot), kept[slot].get(key)
+        self.count = self.plan.calls = self.plan.updates = optimizer.nr_update.get(key, 0)
+        self.slots = {slot: self._array(slot) for slot in self.plan.slot_names}
+        for slot, array in self.slots.items():
+            known = kept_by(optimizer)[slot].get(key)
             array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
+        self.settings: Settings = ()
+
+    def show(self, optimizer: Optimizer, key: Key) -> None:
+        """Make the slots the optimizer's, once there was a step: one that is refused changes nothing."""
+        kept = kept_by(optimizer)
+        for slot, array in self.slots.items():
             kept[slot][key] = array
-        # What the optimizer's attributes had then: whoever writes others means them.
+        # What the optimizer's attributes have now: whoever writes others means them.
         self.mom1, self.mom2 = optimizer.mom1.get(key), optimizer.mom2.get(key)
         self.average = self.averages and optimizer.averages.get(key)
-        self.settings: Settings = ()
 
     def _array(self, slot: str) -> Any:
         """Return a slot as an array of the weights' library."""
@@ -159,8 +165,8 @@ class Updater:
         options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
         options.ema_warms_up = True
         options.clears_gradients = True
-        self.decay: float = l2 if l2_is_weight_decay else 0.0
-        self.penalty: float = 0.0 if l2_is_weight_decay else l2
+        self.decay = float(l2) if l2_is_weight_decay else 0.0
+        self.penalty = 0.0 if l2_is_weight_decay else float(l2)
         self.plan.configure(
             rule_of(settings),
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
@@ -169,6 +175,29 @@ class Updater:
             {},
         )
         self.settings = settings
+
+    def step(self, gradient: Any, rate: float) -> None:
+        """Make the native call."""
+        if not self.penalty or getattr(gradient, "shape", None) != self.weights.shape:  # which it refuses
+            self.plan.step((gradient,), None, rate)
+            return
+        before = gradient.copy()
+        gradient += self.penalty * self.weights  # before it is clipped
+        try:
+            self.plan.step((gradient,), None, rate)
+        except BaseException:
+            gradient[...] = before
+            raise
+
+
+def kept_by(optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's attributes by the names of what they keep."""
+    return {"momentum": optimizer.mom1, "velocity": optimizer.mom2, "average": optimizer.averages}
+
+
+def name_of(key: Any) -> str:
+    """Return what errors call a parameter: thinc takes keys of any kind."""
+    return str(key[-1] if isinstance(key, tuple) else key)
 
 
 def rule_of(settings: Settings) -> str:

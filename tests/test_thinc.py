@@ -122,6 +122,17 @@ def test_state_stays_with_its_key_when_the_weights_are_another_array() -> None:
     np.testing.assert_allclose(both[0], both[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("turned", [lambda w: w.T, lambda w: w.reshape(9)], ids=["transposed", "reshaped"])
+def test_weights_that_are_turned_around_in_their_memory(turned: Any) -> None:
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.Adam(0.1, use_averages=False), normal(9, 0).reshape(3, 3)
+        optimizer((0, "W"), w, normal(9, 1).reshape(3, 3))
+        w, _ = optimizer((0, "W"), turned(w), normal(9, 2).reshape(turned(w).shape))
+        both.append(w)
+    np.testing.assert_allclose(both[0], both[1], rtol=3e-5, atol=3e-6)
+
+
 @every_case
 @copies
 def test_copies_go_on_to_the_same_bits(copied: Any, name: str, arguments: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
         count, averages = self.nr_update.get(key, 0), self.averages
         if (
             updater is None
-            or (updater.weights is not weights and not updater.plan.owns(weights))
+            or not (updater.weights is weights or updater.is_of(weights))
             or updater.count != count
             or updater.mom1 is not self.mom1.get(key)
             or updater.mom2 is not self.mom2.get(key)
@@ -141,6 +141,11 @@ class Updater:
             known = kept_by(optimizer)[slot].get(key)
             array[...] = 0 if known is None or known.size != array.size else known.reshape(array.shape)
         self.settings: Settings = ()
+
+    def is_of(self, weights: Any) -> bool:
+        """Whether another array is the weights: over their memory, and not transposed or reshaped."""
+        alike = weights.shape == self.weights.shape and weights.flags.c_contiguous
+        return alike and self.plan.owns(weights)
 
     def show(self, optimizer: Optimizer, key: Key) -> None:
         """Make the slots the optimizer's, once there was a step: one that is refused changes nothing."""

@@ -754,6 +754,30 @@ def test_a_train_step_of_ones_own_with_clipping() -> None:
     assert both[0] == pytest.approx(both[1], rel=1e-4)
 
 
+def test_a_subclass_with_variables_of_its_own() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+
+        class Remembering(library.SGD):  # type: ignore[misc, name-defined]
+            def build(self, variables: Any) -> None:
+                super().build(variables)
+                self.last = [self.add_variable_from_reference(v, name="last") for v in variables]
+
+            def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+                super().apply(grads, trainable_variables)
+                for last, grad in zip(self.last, grads, strict=True):
+                    last.assign(grad)
+
+        targets, optimizer = variables(), Remembering(0.1, momentum=0.9)
+        optimizer.build(targets)
+        walk(optimizer, targets, range(3))
+        to_clone(targets[0])
+        walk(optimizer, targets, range(3, 5))
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
 def test_constraints_and_frozen_layers() -> None:
     trained = keras.Sequential(
         [

@@ -156,7 +156,8 @@ class Fused(keras.optimizers.Optimizer):
         """Return a slot as one of Keras' variables, over the memory that steps write."""
         variable = super().add_variable_from_reference(reference_variable, name, initializer)
         index = self._layout.index.get(id(reference_variable))
-        if index is not None:  # else it is overwritten by its gradients, and Keras keeps their maximum
+        # Else it is overwritten by its gradients, whose maximum Keras keeps, or a subclass has its own use.
+        if index is not None and name in self._core._plans[0].slot_names:
             self._layout.slots.append((variable, index, name or ""))
             self._show_slot(variable, index, name or "")
         return variable

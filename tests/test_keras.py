@@ -817,6 +817,17 @@ def test_arguments_are_checked() -> None:
         adapted.Adam().stateless_apply([], [], [])
 
 
+def test_a_subclass_with_an_update_step_of_its_own_is_refused() -> None:
+    """It was never called."""
+
+    class Mixin:
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None: ...
+
+    for bases in ((Mixin, adapted.Adam), (adapted.Adam,)):
+        with pytest.raises(TypeError, match=r"Mine: update_step is overridden, .* override apply"):
+            type("Mine", bases, {} if Mixin in bases else {"update_step": Mixin.update_step})
+
+
 def test_variables_of_two_models_at_once_are_refused() -> None:
     first, second = variables(), variables()
     optimizer = adapted.Adam(0.1)

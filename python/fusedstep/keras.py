@@ -79,8 +79,17 @@ class Fused(keras.optimizers.Optimizer):
     _core_arguments: ClassVar[dict[str, Any]] = {}  # that choose Keras' formula
 
     def __init_subclass__(cls) -> None:
-        """Show the signature of Keras' class."""
+        """Show the signature of Keras' class, and refuse what steps would not call.
+
+        Raises:
+            TypeError: the class has an ``update_step`` of its own.
+        """
         super().__init_subclass__()
+        if any("update_step" in vars(one) for one in cls.__mro__[: cls.__mro__.index(Fused)]):
+            raise TypeError(
+                f"{cls.__name__}: update_step is overridden, but a step is one native call, which calls no"
+                " other; override apply, which has the gradients, or derive from a class of keras.optimizers"
+            )
         if "__init__" not in vars(cls):
             _, *theirs = inspect.signature(super().__init__).parameters.values()
             cls.__signature__ = inspect.Signature(theirs)  # type: ignore[attr-defined]

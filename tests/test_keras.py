@@ -207,6 +207,19 @@ def test_options_can_take_the_place_of_others_between_steps() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_changes_that_are_taken_back_after_a_refusal_leave_nothing() -> None:
+    targets, twins = variables(), variables()
+    optimizer, twin = adapted.Adam(0.1), adapted.Adam(0.1)
+    walk(optimizer, targets, range(1))
+    optimizer.beta_1, optimizer.amsgrad = 0.5, True
+    with pytest.raises(ValueError, match="the change needs other slots than were built"):
+        walk(optimizer, targets, range(1, 2))
+    optimizer.beta_1, optimizer.amsgrad = 0.9, False
+    walk(optimizer, targets, range(1, 3))
+    walk(twin, twins, range(3))
+    assert [v.numpy().tobytes() for v in targets] == [v.numpy().tobytes() for v in twins]
+
+
 def test_options_that_are_set_before_the_build_count() -> None:
     both = []
     for library in (adapted, keras.optimizers):

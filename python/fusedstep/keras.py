@@ -219,6 +219,7 @@ class Fused(keras.optimizers.Optimizer):
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         values = self._core_values()
         if values != self._seen:
+            self._seen = Values()  # where one is refused, those before it are to be set anew
             # What is turned off comes first: there is one way to clip at most.
             for name, value in sorted(values.items(), key=lambda item: item[1] is not None):
                 setattr(self._core, name, value)

@@ -830,6 +830,37 @@ def test_arguments_are_checked() -> None:
         adapted.Adam().stateless_apply([], [], [])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, {"epsilon": 0.0}) for name in ("Adam", "RMSprop", "Adagrad", "Adadelta", "Lamb")),
+        *((name, {beta: 1.0}) for name in ("Adam", "Lion") for beta in ("beta_1", "beta_2")),
+        *((name, {"rho": 1.0}) for name in ("RMSprop", "Adadelta")),
+        *(("SGD", {name: -1.0}) for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm")),
+        ("Ftrl", {"beta": -0.1}),
+        ("Adam", {"amsgrad": 1}),
+        ("Adam", {"gradient_accumulation_steps": 2.0}),
+    ],
+    ids=str,
+)
+def test_intervals_that_are_narrower_than_those_of_keras(name: str, arguments: dict[str, Any]) -> None:
+    """As examples/keras.md tells."""
+    getattr(keras.optimizers, name)(**arguments)
+    (argument,) = arguments
+    with pytest.raises((ValueError, TypeError), match=rf"{name}: {argument} must "):
+        getattr(adapted, name)(**arguments)
+
+
+def test_gradients_that_are_refused() -> None:
+    """As examples/keras.md tells."""
+    targets = [keras.Variable(np.ones(3, np.float32), name=name) for name in "ab"]
+    other = targets[1].value.detach()
+    for gradient in (torch.ones(1), torch.ones(3, dtype=torch.int32), other):
+        with pytest.raises((ValueError, TypeError), match=r"SGD\.apply: grads\['a'\] "):
+            adapted.SGD(0.1).apply([gradient, torch.ones(3)], targets)
+    assert all((v.numpy() == 1).all() for v in targets)
+
+
 def test_a_subclass_with_an_update_step_of_its_own_is_refused() -> None:
     """It was never called."""
 

@@ -154,7 +154,7 @@ def test_excluded_from_weight_decay_after_the_build() -> None:
 
 
 def test_a_variable_is_excluded_from_weight_decay_without_those_whose_paths_begin_with_its_own() -> None:
-    class Scaled(keras.layers.Layer):  # type: ignore[misc]
+    class Scaled(keras.layers.Layer):  # type: ignore[misc, name-defined]
         def build(self, shape: Any) -> None:
             self.scale = self.add_weight(shape=(3,), initializer="ones", name="inner")
             self.inner = keras.layers.Dense(3, name="inner")

@@ -861,6 +861,22 @@ def test_gradients_that_are_refused() -> None:
     assert all((v.numpy() == 1).all() for v in targets)
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_averages_of_variables_that_were_never_trained(built: bool) -> None:
+    """As of the clone of a model: they were looked for in an optimizer that had none."""
+    optimizer, targets, others = adapted.SGD(0.1, use_ema=True), variables(), variables()
+    if built:
+        walk(optimizer, targets, range(1))
+    with pytest.raises(
+        ValueError, match=r"SGD\.finalize_variable_values: there is no average of .* 'kernel'"
+    ):
+        optimizer.finalize_variable_values(others)
+    assert not optimizer._siblings
+    optimizer.use_ema = False
+    optimizer.finalize_variable_values(others)  # as at the end of a fit
+    assert [v.numpy().tobytes() for v in others] == [v.numpy().tobytes() for v in variables()]
+
+
 def test_a_subclass_with_an_update_step_of_its_own_is_refused() -> None:
     """It was never called."""
 

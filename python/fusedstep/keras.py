@@ -294,9 +294,20 @@ class Fused(keras.optimizers.Optimizer):
         super().save_own_variables(store)
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        """Put the averages into the variables, where ``use_ema`` keeps some."""
+        """Put the averages into the variables, where ``use_ema`` keeps some.
+
+        Raises:
+            ValueError: there are none of these variables.
+        """
         var_list = list(var_list)
-        super(Fused, self._one_for(var_list)).finalize_variable_values(var_list)
+        one = self._one_that_knows(var_list)
+        if self.use_ema and var_list and one is None:
+            raise ValueError(
+                f"{type(self).__name__}.finalize_variable_values: there is no average of the variable"
+                f" '{var_list[0].path}', of which no step was taken; pass those that were trained, and copy"
+                " them from there"
+            )
+        super(Fused, one or self).finalize_variable_values(var_list)
 
     def stateless_apply(self, optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
         """Refuse: steps are taken in place."""
@@ -306,17 +317,21 @@ class Fused(keras.optimizers.Optimizer):
         )
 
     def _one_for(self, variables: list[Any]) -> "Fused":
-        """Return who keeps the counts and slots of these variables: this one, or one like it.
+        """Return who keeps the counts and slots of these variables: this one, or one like it."""
+        if not self.built or not variables:
+            return self
+        return self._one_that_knows(variables) or self._make_sibling()
+
+    def _one_that_knows(self, variables: list[Any]) -> "Fused | None":
+        """Return who keeps the counts and slots of these variables, with the settings of this one.
 
         Where only some are known, whoever knows them refuses the others.
         """
-        if not self.built or not variables:
-            return self
         ones = [(one, one._trainable_variables_indices.keys()) for one in (self, *self._siblings)]
-        of_first = (one for one, known in ones if id(variables[0]) in known)
+        of_first = (one for one, known in ones if variables and id(variables[0]) in known)
         of_some = (one for one, known in ones if not known.isdisjoint(map(id, variables)))
-        one = next(chain(of_first, of_some), None) or self._make_sibling()
-        if one is not self:
+        one = next(chain(of_first, of_some), None)
+        if one is not None and one is not self:
             one._follow(self)
         return one
 
@@ -332,6 +347,7 @@ class Fused(keras.optimizers.Optimizer):
         for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
             if hasattr(self, name):
                 setattr(one, name, getattr(self, name))
+        one._follow(self)
         self._siblings = (*self._siblings, one)
         return one
 

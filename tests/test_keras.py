@@ -745,6 +745,22 @@ def test_a_rate_that_has_no_configuration_serves_several_models() -> None:
         assert optimizer._learning_rate is rate
 
 
+def test_a_second_model_leaves_the_rate_of_the_first_alone() -> None:
+    """Another thread may take a step with it meanwhile, and a subclass may tell it in its configuration."""
+    seen: list[float] = []
+
+    class Telling(adapted.SGD):
+        def get_config(self) -> dict[str, Any]:
+            seen.extend([float(optimizer.learning_rate), float(self.learning_rate)])
+            return dict(super().get_config())
+
+    optimizer, several = Telling(0.5), [variables(), variables()]
+    for targets in several:
+        walk(optimizer, targets, range(2))
+    assert seen[0] == 0.5
+    assert [v.numpy().tobytes() for v in several[0]] == [v.numpy().tobytes() for v in several[1]]
+
+
 def test_a_train_step_of_ones_own_with_clipping() -> None:
     def loss_of(trained: Any) -> Any:
         x, y = data()

@@ -336,14 +336,10 @@ class Fused(keras.optimizers.Optimizer):
         return one
 
     def _make_sibling(self) -> "Fused":
-        own: dict[str, Any] = self.__dict__
-        rate = self._learning_rate
-        own["_learning_rate"] = None  # is shared; not all that Keras takes has a configuration
-        try:
-            config = self.get_config()
-        finally:
-            own["_learning_rate"] = rate
-        one: Fused = type(self).from_config(config)
+        # The rate is shared; not all that Keras takes has a configuration. Other threads may be reading it.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _learning_rate=0.0)
+        one: Fused = type(self).from_config(twin.get_config())
         for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
             if hasattr(self, name):
                 setattr(one, name, getattr(self, name))

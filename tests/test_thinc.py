@@ -230,6 +230,16 @@ def test_adam_without_beta1_is_not_implemented() -> None:
         assert (w == 1).all()
 
 
+@pytest.mark.parametrize("name", ["Adam", "RAdam"])
+@pytest.mark.parametrize("beta", ["beta1", "beta2"])
+def test_betas_of_1_are_refused(name: str, beta: str) -> None:
+    """Weights became NaN, where thinc fails with ZeroDivisionError."""
+    optimizer, w = getattr(adapted, name)(0.1, **{beta: 1.0}), normal(4, 0)
+    with pytest.raises(ValueError, match=rf"Adam: .*{beta} is 1\.0.*both must be below 1"):
+        optimizer((0, "W"), w, normal(4, 1))
+    assert w.tobytes() == normal(4, 0).tobytes()
+
+
 def test_refusals() -> None:
     optimizer, w = adapted.Adam(0.1), np.ones(4, np.float32)
     optimizer((0, "W"), w, np.ones(4, np.float32))

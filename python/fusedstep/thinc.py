@@ -208,6 +208,11 @@ def name_of(key: Any) -> str:
 def rule_of(settings: Settings) -> str:
     """Return the rule that thinc takes with these settings."""
     b1, b2, *_, use_radam = settings
+    if not (b1 < 1 and b2 < 1):
+        raise ValueError(
+            f"Adam: beta1 is {b1} and beta2 is {b2}, but both must be below 1; set others, or"
+            " schedules that stay below it"
+        )
     if use_radam:
         return "radam"
     if b2 > 0 >= b1:

@@ -115,3 +115,14 @@ def test_trials_do_not_make_steps_long() -> None:
     for _ in range(1000):
         assert not loop.run(1).pace.is_long(COST)
     assert 1 in loop.ways
+
+
+@pytest.mark.parametrize("pause", [0, 20e-3])
+def test_trials_of_what_is_much_slower_cost_little(pause: float) -> None:
+    """Where other programs keep the cores busy, a step on all threads may wait 20 ms for one of them."""
+    loop = Loop(pause, lambda n, i: 130e-6 if n == 1 else 22e-3)
+    loop.run(20).run(20_000)
+    lost = 22e-3 * loop.ways.count(THREADS)
+    assert loop.ways.count(THREADS) > 2, "all threads were never tried again"
+    assert loop.ways[:20].count(THREADS) <= 2, "after a pause and without"
+    assert lost < 0.03 * loop.now + 22e-3

@@ -12,17 +12,27 @@ int Pace::choose(std::uint64_t cost, int threads, double now) {
   if (threads == 1 || cost > large) return threads;
   Ways& ways = ways_[after_pause_];
   const Estimate &current = ways.estimates[ways.one], &other = ways.estimates[!ways.one];
-  const bool other_was_better = other.samples > 0 && 1.5 * other.seconds < current.seconds;
-  if (!ways.trying && (ways.left == 0 || other_was_better)) {
+  const auto begin_trial = [&] {
     ways.one = !ways.one;
     ways.trying = true;
     ways.left = steps_of_a_trial;
-  } else if (ways.trying && ways.left == 0) {
-    const bool trial_won = current.seconds < other.seconds;
-    ways.between = trial_won ? shortest_between : std::min(2 * ways.between, longest_between);
-    if (!trial_won) ways.one = !ways.one;
-    ways.trying = false;
-    ways.left = ways.between;
+    ways.lost = 0;
+  };
+  if (ways.trying) {
+    const double long_as_expected = steps_of_a_trial * seconds_otherwise(ways) * static_cast<double>(cost);
+    const bool too_long = ways.lost > most_lost + long_as_expected;
+    if ((ways.left == 0 || too_long) && other.samples == 0) {
+      begin_trial();
+    } else if (ways.left == 0 || too_long) {
+      const bool trial_won = !too_long && current.seconds < other.seconds;
+      ways.between = trial_won ? shortest_between : std::min(2 * ways.between, longest_between);
+      if (!trial_won) ways.one = !ways.one;
+      ways.trying = false;
+      ways.left = ways.between;
+    }
+  } else {
+    const bool other_was_better = other.samples > 0 && 1.5 * other.seconds < current.seconds;
+    if ((ways.left <= 0 && now >= ways.not_before) || other_was_better) begin_trial();
   }
   --ways.left;
   now_ = &ways;
@@ -35,7 +45,13 @@ void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturb
   // A step may be held up for many times as long as it takes: the estimate grows little by little.
   const bool may_grow = undisturbed && !after_pause_ && (now_ == nullptr || !now_->trying);
   seconds_per_cost_ = std::min(seconds, may_grow ? 1.1 * seconds_per_cost_ : seconds_per_cost_);
-  if (now_ != nullptr) now_->estimates[now_->one].take(seconds);
+  if (now_ == nullptr) return;
+  if (now_->trying) {
+    const double lost = std::max(seconds - seconds_otherwise(*now_), 0.0) * static_cast<double>(cost);
+    now_->lost += lost;
+    now_->not_before = std::max(now_->not_before, end) + lost / share_of_trials;
+  }
+  now_->estimates[now_->one].take(seconds);
 }
 
 // A mean that one bad sample among many moves little, and that is not deaf to every third being bad. It begins

@@ -1,12 +1,13 @@
 """Arrays of other libraries, through DLPack: those that can be written to, and those that cannot."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import SGD
+from fusedstep import SGD, Lamb
 
 
 def test_a_tensor_of_pytorch_is_both() -> None:
@@ -98,3 +99,27 @@ def test_the_sign_of_a_tensor_that_stands_for_its_negative() -> None:
     w = torch.zeros(2)
     SGD(1.0).apply([two], [w])
     assert w.tolist() == [2.0, 1.0]
+
+
+class Rows(Memory):
+    """One array that can be iterated over, as tensors can."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Memory(row) for row in self.array)
+
+
+def test_one_array_is_no_list_of_its_rows() -> None:
+    """Rows would be variables of their own, each with slots and norms of its own."""
+    g, w = Rows(np.ones((2, 3), np.float32)), Rows(np.ones((2, 3), np.float32))
+    one = r" is one test_dlpack\.Rows, but must be a list of them; pass \[x\]"
+    opt = Lamb(0.5)
+    for grads, variables, what in [(g, w, "grads"), ([g], w, "variables"), (g, [w], "grads")]:
+        with pytest.raises(TypeError, match=f"^Lamb.apply: {what}{one}"):
+            opt.apply(grads, variables)
+    with pytest.raises(TypeError, match=f"^Lamb.build: variables{one}"):
+        opt.build(w)
+    opt.apply([g], [w])
+    before = w.array.copy()
+    with pytest.raises(TypeError, match=f"^Lamb.apply: grads{one}"):
+        opt.apply(g)
+    assert w.array.tolist() == before.tolist()

@@ -18,12 +18,6 @@ std::string module_of_type(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__module__"));
 }
 
-std::string name_of_type(py::handle object) {
-  const std::string module = module_of_type(object);
-  const std::string name = py::str(py::type::handle_of(object).attr("__qualname__"));
-  return module == "builtins" ? name : module + "." + name;
-}
-
 py::dict loaded_modules() {
   return py::module_::import("sys").attr("modules");
 }
@@ -311,10 +305,6 @@ bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   return read_described(object, view, dtype) && has_memory(view);
 }
 
-bool shows_memory(py::handle object) {
-  return py::hasattr(object, "__cuda_array_interface__") || py::hasattr(object, "__dlpack__");
-}
-
 bool read_numpy(PyObject* object, HeldView& view) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
     const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
@@ -328,6 +318,16 @@ bool read_numpy(PyObject* object, HeldView& view) {
 }
 
 }  // namespace
+
+std::string name_of_type(py::handle object) {
+  const std::string module = module_of_type(object);
+  const std::string name = py::str(py::type::handle_of(object).attr("__qualname__"));
+  return module == "builtins" ? name : module + "." + name;
+}
+
+bool shows_memory(py::handle object) {
+  return py::hasattr(object, "__cuda_array_interface__") || py::hasattr(object, "__dlpack__");
+}
 
 std::string name_of(Device device) {
   return device == on_cpu ? "the CPU" : "cuda:" + std::to_string(device);

@@ -101,6 +101,12 @@ bool read_exchanged_array(PyObject* object, ArrayView& view);
 bool is_array(PyObject* object);
 bool is_on_device(PyObject* object);
 
+// Whether the object, which is not NumPy's, is an array of some library by what it shows; of any dtype.
+bool shows_memory(py::handle object);
+
+// The name of an object's type, with its module where that is not Python's own.
+std::string name_of_type(py::handle object);
+
 // Whether an array is of JAX, whose arrays are immutable.
 bool is_of_jax(py::handle object);
 

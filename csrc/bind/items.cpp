@@ -84,8 +84,9 @@ class Pairing {
 
 py::object items_of(const py::object& iterable, const std::string& what) {
   if (is_list_or_tuple(iterable)) return iterable;
-  if (py::isinstance<py::array>(iterable)) {
-    refuse_type(what + " is one numpy.ndarray, but must be a list of them; pass [x]");
+  // One array would give its rows, each as a variable of its own.
+  if (py::isinstance<py::array>(iterable) || shows_memory(iterable)) {
+    refuse_type(what + " is one " + name_of_type(iterable) + ", but must be a list of them; pass [x]");
   }
   const auto iterator = py::reinterpret_steal<py::object>(PyObject_GetIter(iterable.ptr()));
   if (!iterator) {

@@ -1,6 +1,8 @@
 """The clip functions: the bits of the optimizers' options."""
 
+import ctypes
 import math
+import platform
 import threading
 import time
 import tracemalloc
@@ -24,6 +26,9 @@ from fusedstep import (
 from reference import same_bits, sum_of_squares, tree
 
 Array = npt.NDArray[Any]
+
+# FE_UPWARD of fenv.h
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
 
 SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (17, 5), (4096,), (4097,), (3, 20_000)]
 
@@ -66,6 +71,32 @@ def test_norms_are_those_of_the_tree(target: str) -> None:
     assert global_norm([]) == global_norm([None]) == 0
     many = [np.float64(x) for x in rng.standard_normal(5000)]
     assert global_norm(many) == math.sqrt(tree(np.array([x * x for x in many])))
+
+
+@pytest.mark.skipif(UPWARD is None, reason="needs the number of a rounding mode")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_the_floating_point_mode_of_the_process_does_not_matter(dtype: Any) -> None:
+    """As that of a step: another library may have switched it, to flush-to-zero for example."""
+    arrays = gradients(dtype)
+    libm = ctypes.CDLL(None)
+
+    def clipped() -> list[Any]:
+        together, norm = clip_by_global_norm(arrays, 0.1)
+        each = [
+            function(x, 0.3)
+            for x in arrays
+            for function in (clip_by_norm, lambda x, c: clip_by_value(x, -c, c))
+        ]
+        return [x.tobytes() for x in (*together, *each) if x is not None] + [norm]
+
+    usual, third = clipped(), 1 / np.float64(3)
+    try:
+        assert libm.fesetround(UPWARD) == 0
+        assert 1 / np.float64(3) > third, "the mode is not on"
+        upward = clipped()
+    finally:
+        libm.fesetround(0)
+    assert upward == usual
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])

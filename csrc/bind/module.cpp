@@ -100,6 +100,12 @@ void set_clip(Options& options, std::optional<double> largest_norm) {
   }
 }
 
+// What a function of Python returns whose arithmetic is NumPy's, in the mode that kernels run in.
+py::object in_default_mode(const py::function& function, const py::args& args) {
+  const DefaultFloatEnvironment environment;
+  return function(*args);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -117,6 +123,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("thread_count", &thread_count);
   module.def("set_thread_count", &set_thread_count, py::arg("count"));
   module.def("round_to_float32", &round_to_float32, py::arg("x"));
+  module.def("in_default_mode", &in_default_mode, py::arg("function"));
   module.def("is_array", [](py::handle object) { return is_array(object.ptr()); }, py::arg("object"));
   module.def("is_on_device", [](py::handle object) { return is_on_device(object.ptr()); }, py::arg("object"));
   module.def("attributes_of", &attributes_of, py::arg("arrays"), py::arg("name"));

@@ -48,13 +48,7 @@ def clip_by_value(x: Any, low: float, high: float) -> Array | None:
         raise ValueError(f"{who}: low must be at most high, got {low!r} and {high!r}")
     if x is None:
         return None
-    clipped = np.array(_checked(x, f"{who}: x"), order="C", subok=False)
-    with np.errstate(all="ignore"):
-        smallest, largest = clipped.dtype.type(low), clipped.dtype.type(high)
-        # Not numpy.clip, whose zeros may have another sign.
-        np.copyto(clipped, smallest, where=clipped < smallest)
-        np.copyto(clipped, largest, where=clipped > largest)
-    return clipped
+    return _native.in_default_mode(_clipped, _checked(x, f"{who}: x"), low, high)
 
 
 def clip_by_norm(x: Any, clip_norm: float) -> Array | None:
@@ -78,10 +72,9 @@ def clip_by_norm(x: Any, clip_norm: float) -> Array | None:
     largest = real_in(clip_norm, f"{who}: clip_norm", "(0, inf)")
     if x is None:
         return None
-    array = _checked(x, f"{who}: x")
-    factor = _factor(_native.norm_of([array], f"{who}: x"), largest)
-    with np.errstate(all="ignore"):
-        return _times(array, factor)
+    arrays = [_checked(x, f"{who}: x")]
+    norm = _native.norm_of(arrays, f"{who}: x")
+    return _native.in_default_mode(_scaled_down, arrays, norm, largest)[0]
 
 
 def clip_by_global_norm(gradients: Iterable[Any], clip_norm: float) -> tuple[list[Array | None], float]:
@@ -107,9 +100,7 @@ def clip_by_global_norm(gradients: Iterable[Any], clip_norm: float) -> tuple[lis
     largest = real_in(clip_norm, f"{who}: clip_norm", "(0, inf)")
     arrays = _all_checked(gradients, who)
     norm = _native.norm_of(arrays, f"{who}: gradients")
-    factor = _factor(norm, largest)
-    with np.errstate(all="ignore"):
-        return [None if array is None else _times(array, factor) for array in arrays], norm
+    return _native.in_default_mode(_scaled_down, arrays, norm, largest), norm
 
 
 def global_norm(gradients: Iterable[Any]) -> float:
@@ -146,8 +137,20 @@ def _all_checked(gradients: Iterable[Any], who: str) -> list[Any]:
     ]
 
 
-def _factor(norm: float, largest: float) -> float:
-    return 1.0 if norm <= largest else largest / norm
+def _clipped(x: Any, low: float, high: float) -> Array:
+    clipped = np.array(x, order="C", subok=False)
+    with np.errstate(all="ignore"):
+        smallest, largest = clipped.dtype.type(low), clipped.dtype.type(high)
+        # Not numpy.clip, whose zeros may have another sign.
+        np.copyto(clipped, smallest, where=clipped < smallest)
+        np.copyto(clipped, largest, where=clipped > largest)
+    return clipped
+
+
+def _scaled_down(arrays: list[Any], norm: float, largest: float) -> list[Array | None]:
+    factor = 1.0 if norm <= largest else largest / norm
+    with np.errstate(all="ignore"):
+        return [None if array is None else _times(array, factor) for array in arrays]
 
 
 def _times(x: Any, factor: float) -> Array:

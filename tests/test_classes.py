@@ -344,6 +344,42 @@ def test_an_array_without_dimensions_is_read_at_every_step() -> None:
     assert w[0] == -0.75
 
 
+class OfAnotherLibrary:
+    """An array without dimensions, as those of PyTorch and JAX are for a reader: no number of Python."""
+
+    shape = ()
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def item(self) -> Any:
+        return self.value
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __dlpack__(self, **_: Any) -> None:
+        raise BufferError("it is not asked for")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def test_learning_rates_of_other_libraries() -> None:
+    """Schedules of optax and of Keras return arrays; an array itself is read anew, as NumPy's is."""
+    assert step_sizes(SGD(lambda step: OfAnotherLibrary(0.5**step)), 3) == [1, 0.5, 0.25]  # type: ignore[arg-type]
+    rate, w = OfAnotherLibrary(0.5), np.zeros(1)
+    opt = SGD(rate, momentum=OfAnotherLibrary(0.0))  # type: ignore[arg-type]
+    opt.apply([np.ones(1)], [w])
+    rate.value = 0.25
+    opt.apply([np.ones(1)], [w])
+    assert w[0] == -0.75
+    assert opt.get_config()["learning_rate"] == 0.25
+    for wrong in (True, 1j):
+        with pytest.raises(TypeError, match="SGD: learning_rate must be a real number, got"):
+            SGD(OfAnotherLibrary(wrong))
+
+
 def test_attributes_that_are_no_hyperparameters_are_refused() -> None:
     opt = Adam(0.1)
     with pytest.raises(AttributeError, match=r"Adam: there is no argument beta1; did you mean beta_1\?"):

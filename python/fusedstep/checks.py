@@ -30,8 +30,8 @@ FINITE = Interval("(-inf, inf)")
 
 
 def real(value: Any, what: str) -> float:
-    """Return a real scalar, or an array of one element and no dimension, as a float."""
-    scalar = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
+    """Return a real scalar, or an array without dimensions, of any library, as a float."""
+    scalar = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise TypeError(f"{what} must be a real number, got {value!r} of type {type(value).__name__}")
     number: Any = scalar

@@ -63,7 +63,7 @@ class LearningRate:
         if callable(value) or _native.is_on_device(value):
             return AskedLearningRate(value)
         number = real_in(value, f"{who}: learning_rate")
-        return AskedLearningRate(value) if isinstance(value, np.ndarray) else number
+        return AskedLearningRate(value) if is_memory(value) else number
 
 
 class AskedLearningRate:
@@ -71,7 +71,7 @@ class AskedLearningRate:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self.is_array = isinstance(source, np.ndarray) or _native.is_on_device(source)
+        self.is_array = is_memory(source)
         self.takes_step = not self.is_array and takes_an_argument(source)
         # The package's own schedules are functions of the step and their arguments: they can be asked ahead.
         self.is_schedule = type(source).__module__ == LearningRateSchedule.__module__
@@ -101,6 +101,11 @@ class AskedLearningRate:
     def argument(self) -> Any:
         """Return what makes another one: the schedule, the callable, or the number now."""
         return float(self.source) if self.is_array else self.source
+
+
+def is_memory(rate: Any) -> bool:
+    """Whether a learning rate is an array, which may change, and not a scalar."""
+    return hasattr(rate, "__dlpack__") or _native.is_on_device(rate)
 
 
 def takes_an_argument(function: Callable[..., Any]) -> bool:

@@ -63,20 +63,20 @@ class Declared:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls, who = type(self), type(self).__name__
-        if "lr" in kwargs and "learning_rate" not in kwargs and not args:
-            warnings.warn(f"{who}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
-            kwargs["learning_rate"] = kwargs.pop("lr")
         if len(args) > 1:
             raise TypeError(
                 f"{who}: only learning_rate can be given by position, got {len(args)} positional arguments;"
                 " name the others"
             )
-        if args:
-            if "learning_rate" in kwargs:
-                raise TypeError(
-                    f"{who}: learning_rate is given twice, {args[0]!r} and {kwargs['learning_rate']!r}"
-                )
-            kwargs["learning_rate"] = args[0]
+        by_old_name = "lr" in kwargs
+        rates = [*args, *(kwargs.pop(name) for name in ("learning_rate", "lr") if name in kwargs)]
+        if len(rates) > 1:
+            alias = " (lr is learning_rate)" if by_old_name else ""
+            raise TypeError(f"{who}: learning_rate is given twice, {' and '.join(map(repr, rates))}{alias}")
+        if by_old_name:
+            warnings.warn(f"{who}: lr is called learning_rate", DeprecationWarning, stacklevel=2)
+        if rates:
+            kwargs["learning_rate"] = rates[0]
         for name in kwargs:
             if name not in cls._hyperparameters:
                 raise TypeError(cls._unknown(name))

@@ -310,6 +310,25 @@ def test_ones_own_schedule_has_configuration_repr_and_equality() -> None:
     assert Linear(0.25) != Linear(0.5)
 
 
+class Table(LearningRateSchedule):
+    def __init__(self, rates: Any, factor: Any = 1.0) -> None:
+        self.rates = np.asarray(rates)
+        self.factor = factor
+
+    def __call__(self, step: int) -> float:
+        return float(self.rates[step])
+
+
+def test_ones_own_schedule_may_have_arrays() -> None:
+    """They are equal or not by element, which is no answer to whether a schedule is another one."""
+    table = Table([0.5, 0.25])
+    assert repr(SGD(table)) == "SGD(learning_rate=Table(rates=array([0.5 , 0.25])))"
+    assert table == Table(np.array([0.5, 0.25])) != Table([0.5, 0.5])
+    assert table != Table([0.5, 0.25, 0.125])
+    assert Table([0.5], factor=abs) == Table([0.5], factor=abs) != Table([0.5], factor=max)
+    assert copy.deepcopy(table) == Table.from_config(table.get_config()) == table
+
+
 def test_a_schedule_without_a_configuration_says_what_to_do() -> None:
     schedule = Forgetful(0.5)
     with pytest.raises(

@@ -4,10 +4,11 @@ import inspect
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fusedstep.checks import boolean, real_in
-from fusedstep.serialization import register
+from fusedstep.serialization import plain, register
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,7 +77,7 @@ class LearningRateSchedule:
         if not isinstance(other, LearningRateSchedule) or type(self) is not type(other):
             return NotImplemented
         try:
-            return self is other or self.get_config() == other.get_config()
+            return self is other or _comparable(self.get_config()) == _comparable(other.get_config())
         except NotImplementedError:
             return NotImplemented
 
@@ -88,10 +89,12 @@ class LearningRateSchedule:
             config = self.get_config()
         except NotImplementedError:
             return super().__repr__()
+        defaults = _comparable({name: parameter.default for name, parameter in parameters.items()})
+        values = _comparable(config)
         shown = [
             f"{name}={value!r}"
             for name, value in config.items()
-            if name not in parameters or value != parameters[name].default
+            if name not in defaults or values[name] != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -420,6 +423,16 @@ class CosineDecayRestarts(LearningRateSchedule):
         while step >= start + length:
             cycle, start, length = cycle + 1, start + length, length * self.t_mul
         return cycle, step - start, length
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose values are equal or not as a whole, where arrays would be by element."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        values[name] = value
+        with suppress(TypeError):  # what is not plain data stays as it is
+            values[name] = plain(value, name)
+    return values
 
 
 def _steps(value: Any, what: str, interval: str = "(0, inf)") -> int | float:

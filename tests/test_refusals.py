@@ -1214,6 +1214,28 @@ fusedstep.SGD().build([np.zeros(3, int)])
     assert done.stderr.splitlines()[-1].startswith("TypeError: SGD.build: variables[0] has dtype int64")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_slots_that_memory_does_not_suffice_for() -> None:
+    done = python("""
+import resource
+import numpy as np, fusedstep
+w = np.ones(25_000_000, np.float32)
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, used + 50_000_000))
+opt = fusedstep.Adam()
+try:
+    opt.apply([w], [w])
+finally:
+    print(opt.iterations, opt.variables, w[0])
+""")
+    assert done.stdout.strip() == "0 [] 1.0"
+    assert done.stderr.splitlines()[-1] == (
+        "MemoryError: Adam.build: there is no memory for slots of 200000128 bytes;"
+        " free some, or choose an optimizer or options with fewer slots"
+    )
+
+
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", "baseline "])
 def test_unknown_target(name: str) -> None:
     done = python("import fusedstep", FUSEDSTEP_TARGET=name)

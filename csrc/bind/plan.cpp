@@ -132,7 +132,12 @@ void Plan::make_arena(const std::unordered_map<std::string, double>& initial) {
   slot_stride_ = lay_out_slots(on_cpu);
   const Rule& rule = this->rule();
   const std::size_t kinds = all_slot_names(rule).size();
-  arena_ = std::make_shared<Arena>(slot_stride_ * kinds);
+  try {
+    arena_ = std::make_shared<Arena>(slot_stride_ * kinds);
+  } catch (const std::bad_alloc&) {
+    refuse_memory(optimizer_ + ".build: there is no memory for slots of " + std::to_string(slot_stride_ * kinds) +
+                  " bytes; free some, or choose an optimizer or options with fewer slots");
+  }
   for (const Array& array : arrays_) {
     if (built_[array.number].device != on_cpu) continue;
     for (int k = 0; k < rule.slot_count; ++k) {

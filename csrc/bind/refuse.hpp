@@ -23,4 +23,10 @@ namespace fusedstep {
   throw std::runtime_error(sentence);
 }
 
+// Memory.
+[[noreturn]] inline void refuse_memory(const std::string& sentence) {
+  PyErr_SetString(PyExc_MemoryError, sentence.c_str());
+  throw pybind11::error_already_set();
+}
+
 }  // namespace fusedstep

@@ -81,6 +81,22 @@ def test_a_tensor_without_memory_is_refused() -> None:
     assert w.tolist() == [1.0] * 3
 
 
+def test_the_layout_of_a_sparse_tensor_is_told() -> None:
+    """As of the gradients of an embedding: its dtype and device alone are what they should be."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w, sparse = np.ones((3, 2), np.float32), torch.ones(3, 2).to_sparse(1)
+    dense = (
+        r" is of type torch\.Tensor and layout torch\.sparse_coo, but a {} must be dense; pass x\.to_dense"
+    )
+    rows = r"\(\), or the tuple \(indices, values\) where it has some rows alone$"
+    with pytest.raises(TypeError, match=r"^SGD\.apply: grads\[0\]" + dense.format("gradient") + rows):
+        SGD(0.5).apply([sparse], [w])
+    with pytest.raises(TypeError, match=r"^SGD\.build: variables\[0\]" + dense.format("variable") + r"\(\)$"):
+        SGD(0.5).build([sparse])
+    SGD(0.5).apply([(sparse._indices()[0], sparse._values())], [w])
+    assert w.tolist() == [[0.5] * 2] * 3
+
+
 def test_the_sign_of_a_tensor_that_stands_for_its_negative() -> None:
     """Of one element it looks like any other, and is refused; of more it has strides, and is copied."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

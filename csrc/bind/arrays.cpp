@@ -1,6 +1,7 @@
 #include "bind/arrays.hpp"
 
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 #include "bind/device_array.hpp"
@@ -410,6 +411,12 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
   if (!npy_api::get().PyArray_Check_(object.ptr())) {
     if (shows_memory(object) && !py::isinstance(object, py::module_::import("numpy").attr("generic"))) {
       const std::string of_type = what + " is of type " + name_of_type(object);
+      const std::string layout = py::str(py::getattr(object, "layout", py::str("torch.strided")));
+      if (layout.starts_with("torch.") && layout != "torch.strided") {
+        const bool is_gradient = std::string_view(kind) == "gradient";
+        refuse_type(of_type + " and layout " + layout + ", but a " + kind + " must be dense; pass x.to_dense()" +
+                    (is_gradient ? ", or the tuple (indices, values) where it has some rows alone" : ""));
+      }
       HeldView view;
       dlpack::DataType dtype;
       dlpack::Tensor tensor;

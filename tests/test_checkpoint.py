@@ -515,6 +515,16 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """By a superuser, even /dev/null would be."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"Adam\.save: .*pipe is a device, a pipe or a socket, whose place"):
+        Adam().save(pipe)
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_threads_that_save_to_one_path(tmp_path: Path) -> None:
     """The last one wins, and nobody reads a mixture."""
     path, stop = tmp_path / "state", time.monotonic() + 0.5

@@ -147,6 +147,11 @@ def write(path: Path, state: dict[str, Any], who: str) -> None:
     metadata = {"fusedstep": text, "crc32": _checksum(text, tensors)}
 
     whole = os.path.realpath(path)  # a link stays a link
+    if os.path.exists(whole) and not os.path.isfile(whole) and not os.path.isdir(whole):
+        raise OSError(
+            f"{who}: {os.fspath(path)} is a device, a pipe or a socket, whose place the file would take;"
+            " give the path of a file"
+        )
     # Named after the thread, so that several that save to one path do not write to one file; what a killed
     # process left is overwritten by the next of its number.
     temporary = f"{whole}.{os.getpid()}-{threading.get_ident()}.tmp"

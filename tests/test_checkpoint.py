@@ -515,6 +515,14 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_the_file_keeps_the_permissions_of_the_one_whose_place_it_takes(tmp_path: Path) -> None:
+    opt, path = Adam(), tmp_path / "private"
+    opt.save(path)
+    path.chmod(0o600)
+    opt.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     """By a superuser, even /dev/null would be."""
     pipe = tmp_path / "pipe"

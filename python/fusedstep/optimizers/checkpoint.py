@@ -4,6 +4,7 @@ import contextlib
 import json
 import operator
 import os
+import shutil
 import threading
 import warnings
 import zlib
@@ -157,6 +158,8 @@ def write(path: Path, state: dict[str, Any], who: str) -> None:
     temporary = f"{whole}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
         with open(temporary, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(whole, temporary)  # what was closed to others stays closed
             file.write(safetensors.numpy.save(tensors, metadata=metadata))
             file.flush()
             os.fsync(file.fileno())

@@ -355,6 +355,23 @@ def test_configurations() -> None:
     assert opt.decay == 0
 
 
+class OwnInit(CustomOptimizer):
+    def __init__(self, factor: float) -> None:
+        super().__init__(0.1)
+        self.factor = factor  # which a program would go on with as if it were in configurations and copies
+
+
+def test_attributes_of_ones_own_are_told_how_to_be_declared() -> None:
+    told = (
+        r"there is no argument {0}; .*; what a class has besides is declared in its body,"
+        r" {0}: float = fusedstep\.hyperparameter\(\.\.\.\), or named _{0}$"
+    )
+    with pytest.raises(AttributeError, match="^OwnInit: " + told.format("factor")):
+        OwnInit(2.0)
+    with pytest.raises(TypeError, match="^Mean: " + told.format("factor")):
+        Mean(factor=2.0)  # type: ignore[call-arg]
+
+
 def test_several_builds_have_counts_of_their_own() -> None:
     opt, first, second = Spy(), np.ones(2), np.ones(3)
     opt.build([first])

@@ -123,6 +123,13 @@ class CustomOptimizer(Optimizer):
         """
         raise NotImplementedError(f"{type(self).__name__} has no update_rows")
 
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        return (
+            f"{super()._unknown(name)}; what a class has besides is declared in its body,"
+            f" {name}: float = fusedstep.hyperparameter(...), or named _{name}"
+        )
+
     def build(self, variables: Iterable[Any] | Mapping[str, Any]) -> None:
         """Make the slots for a set of variables; see :meth:`Optimizer.build`."""
         if type(self).update is CustomOptimizer.update:

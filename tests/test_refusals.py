@@ -576,6 +576,12 @@ BAD_CALLS: list[Row] = [
         "TypeError: Adam.apply: variables is one numpy.ndarray, but must be a list of them; pass [x]",
     ),
     (
+        "pairs",
+        lambda s: s.opt.apply(zip(s.grads, s.variables, strict=True)),
+        "TypeError: Adam.apply: grads[0] has indices of dtype float32 and shape {ANY}, but they must be"
+        " integers in one dimension; (gradient, variable) pairs are for apply_gradients",
+    ),
+    (
         "None as gradients",
         lambda s: s.opt.apply(None, s.variables),
         "TypeError: Adam.apply: grads is of type NoneType, but must be a list of arrays",

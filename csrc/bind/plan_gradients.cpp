@@ -80,7 +80,8 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   if (given_indices.attr("ndim").cast<int>() != 1 ||
       (kind != "i" && kind != "u" && given_indices.attr("size").cast<std::int64_t>() > 0)) {
     refuse_type(what + " has indices of dtype " + std::string(py::str(given_indices.attr("dtype"))) + " and shape " +
-                std::string(py::str(given_indices.attr("shape"))) + ", but they must be integers in one dimension");
+                std::string(py::str(given_indices.attr("shape"))) +
+                ", but they must be integers in one dimension; (gradient, variable) pairs are for apply_gradients");
   }
   HeldView view;
   const auto count = given_indices.attr("size").cast<std::int64_t>();

@@ -1222,19 +1222,20 @@ fusedstep.SGD().build([np.zeros(3, int)])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_slots_that_memory_does_not_suffice_for() -> None:
-    done = python("""
+    script = """
 import resource
 import numpy as np, fusedstep
 w = np.ones(25_000_000, np.float32)
 with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, used + 50_000_000))
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, used + 100_000_000))
 opt = fusedstep.Adam()
 try:
     opt.apply([w], [w])
 finally:
     print(opt.iterations, opt.variables, w[0])
-""")
+"""
+    done = python(script, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # threads would take some, too
     assert done.stdout.strip() == "0 [] 1.0"
     assert done.stderr.splitlines()[-1] == (
         "MemoryError: Adam.build: there is no memory for slots of 200000128 bytes;"

@@ -342,3 +342,16 @@ def test_a_subclass_with_an_argument_of_its_own_is_cloned_with_it() -> None:
     assert (type(twin), twin._label, twin.initial_scale) == (Named, "mine", 2.0)
     assert twin.inner_optimizer is not optimizer.inner_optimizer
     assert twin.learning_rate == 0.5
+
+
+def test_kerass_own_configuration_is_read() -> None:
+    """What keras.optimizers.serialize returns has a name of the wrapper, too."""
+    inner = {
+        "module": "keras.optimizers",
+        "class_name": "SGD",
+        "config": {"name": "SGD", "learning_rate": 0.5},
+    }
+    config = {"name": "loss_scale_optimizer", "inner_optimizer": inner, "initial_scale": 4.0}
+    made = fusedstep.get({"class_name": "LossScaleOptimizer", "config": config, "registered_name": None})
+    assert isinstance(made, LossScaleOptimizer)
+    assert (made.initial_scale, made.dynamic_growth_steps, made.learning_rate) == (4.0, 2000, 0.5)

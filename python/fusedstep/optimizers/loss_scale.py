@@ -325,10 +325,12 @@ class LossScaleOptimizer(Optimizer):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Self":
-        """Make an optimizer of what ``get_config`` returned."""
-        inner = config.get("inner_optimizer")
-        made = deserialize(inner) if isinstance(inner, Mapping) else inner
-        return cls(**{**config, "inner_optimizer": made})
+        """Make an optimizer of what ``get_config`` returned, or of Keras' configuration, but for the name."""
+        arguments = {name: value for name, value in config.items() if name != "name"}
+        inner = arguments.get("inner_optimizer")
+        if isinstance(inner, Mapping):
+            arguments["inner_optimizer"] = deserialize(inner)
+        return cls(**arguments)
 
     def clone(self) -> "Self":
         """Return an optimizer with the same arguments, and without state; its scale is the initial one."""

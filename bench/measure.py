@@ -1,5 +1,6 @@
 """Interleaved rounds: every contestant of a group steps in every round, so all see the same machine."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, median
@@ -203,10 +204,9 @@ Wanted = list[tuple[Series, Workload]]
 Item = TypeVar("Item")
 
 
-def turned(everyone: list[Item], number: int) -> list[Item]:
-    """The order of a round: another one begins each time, so that nobody always follows the same one."""
-    turn = number % max(len(everyone), 1)
-    return everyone[turn:] + everyone[:turn]
+def shuffled(everyone: list[Item], number: int) -> list[Item]:
+    """The order of a round, the same in every run: nobody always steps after the same one."""
+    return random.Random(number).sample(everyone, len(everyone))
 
 
 def _measure_together(
@@ -234,7 +234,7 @@ def _measure_together(
                 if enough and perf_counter() > deadline:
                     return
                 fastest = min((lane.series.median for lane in lanes if lane.series.samples), default=0.0)
-                for lane in turned(lanes, number):
+                for lane in shuffled(lanes, number):
                     # Samples are paired by their number: who has missed a round does not come back.
                     present = len(lane.series.samples) == number
                     if present and not (enough and lane.is_hopeless(fastest)):
@@ -249,7 +249,7 @@ def _measure_one_at_a_time(
     for number in range(settings.rounds):
         if number >= FEWEST_ROUNDS and perf_counter() > deadline:
             return
-        for series, measured in turned(wanted, number):
+        for series, measured in shuffled(wanted, number):
             tick(f"{measured.name}: {series.contestant} is made, alone")
             lane = prepare(series, measured, settings)
             if lane is not None:

@@ -457,7 +457,7 @@ def test_what_does_not_fit_together_goes_one_at_a_time(
 
 @pytest.mark.parametrize("measured", [measure._measure_together, measure._measure_one_at_a_time])
 def test_rounds_are_the_same_for_large_and_small(monkeypatch: pytest.MonkeyPatch, measured: Any) -> None:
-    """5 of them in any case, another one first in each, and no garbage collected while the clock runs."""
+    """5 of them in any case, each in an order of its own, and no garbage collected while the clock runs."""
     order: list[str] = []
 
     def lane_of(series: Series, *_: Any) -> Lane:
@@ -472,8 +472,21 @@ def test_rounds_are_the_same_for_large_and_small(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(measure, "run_for", lambda *_: [])
     wanted = [(Series("1x64", name), workload("1x64")) for name in (FUSEDSTEP, NUMPY)]
     measured(wanted, Settings("cpu", 1, 30, [FUSEDSTEP, NUMPY]), 0.0, str)
-    assert order == [FUSEDSTEP, NUMPY, NUMPY, FUSEDSTEP] * 2 + [FUSEDSTEP, NUMPY]
+    rounds = [order[at : at + 2] for at in range(0, len(order), 2)]
+    assert rounds == [measure.shuffled([FUSEDSTEP, NUMPY], number) for number in range(5)]
+    assert [FUSEDSTEP, NUMPY] in rounds
+    assert [NUMPY, FUSEDSTEP] in rounds
     assert gc.isenabled()
+
+
+def test_nobody_always_steps_after_the_same_one() -> None:
+    """Whose threads may still be spinning, and whose arrays are in the caches."""
+    rounds = [measure.shuffled(list("ABCD"), number) for number in range(30)]
+    assert all(sorted(one) == list("ABCD") for one in rounds)
+    assert rounds == [measure.shuffled(list("ABCD"), number) for number in range(30)]
+    for who in "ABCD":
+        before = [one[one.index(who) - 1] for one in rounds if one[0] != who]
+        assert max(map(before.count, before)) < 0.6 * len(before)
 
 
 def test_who_is_far_behind_steps_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,12 @@ import pytest
 from fusedstep import SGD, Lamb
 
 
+def test_a_tensor_that_is_not_contiguous_is_told_how_it_becomes_so() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    with pytest.raises(ValueError, match=r"not contiguous .* so pass w\.contiguous\(\) once"):
+        SGD(0.5).build([torch.ones(3, 2).T])
+
+
 def test_a_tensor_of_pytorch_is_both() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

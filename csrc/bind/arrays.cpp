@@ -306,6 +306,20 @@ bool read_shown(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
   return read_described(object, view, dtype) && has_memory(view);
 }
 
+bool has_contiguous(py::handle array) {  // as PyTorch's tensors
+  return py::hasattr(array, "contiguous");
+}
+
+// The loaded module of an array's library that has numpy.ascontiguousarray; null where there is none.
+py::object library_with_copies(py::handle array) {
+  if (npy_api::get().PyArray_Check_(array.ptr())) return py::module_::import("numpy");
+  const std::string module = module_of_type(array);
+  const py::str library(module.substr(0, module.find('.')));
+  const py::dict modules = loaded_modules();
+  if (!modules.contains(library) || !py::hasattr(modules[library], "ascontiguousarray")) return py::object();
+  return modules[library];
+}
+
 bool read_numpy(PyObject* object, HeldView& view) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
     const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
@@ -470,6 +484,12 @@ bool read_scalar(PyObject* object, HeldView& view) {
   return read_array(view.owner.ptr(), view);
 }
 
+std::string call_for_copy(py::handle w) {
+  if (has_contiguous(w)) return "w.contiguous()";
+  const py::object library = library_with_copies(w);
+  return library ? std::string(py::str(library.attr("__name__"))) + ".ascontiguousarray(w)" : "a contiguous copy";
+}
+
 py::object contiguous_copy(py::handle array, const ArrayView& view, const std::string& what) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())) == array_type) {
     constexpr int row_major = 0;  // NPY_CORDER
@@ -480,15 +500,13 @@ py::object contiguous_copy(py::handle array, const ArrayView& view, const std::s
   if (npy_api::get().PyArray_Check_(array.ptr())) {
     return py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
   }
-  if (py::hasattr(array, "contiguous")) return array.attr("contiguous")();  // PyTorch's
-  const std::string module = module_of_type(array);
-  const py::dict modules = loaded_modules();
-  const py::str library(module.substr(0, module.find('.')));
-  if (!modules.contains(library) || !py::hasattr(modules[library], "ascontiguousarray")) {
+  if (has_contiguous(array)) return array.attr("contiguous")();
+  const py::object library = library_with_copies(array);
+  if (!library) {
     refuse_value(what + " (" + name_of_type(array) + ") is not contiguous (shape " + text_of(view.ndim, view.shape) +
                  ", strides " + text_of_strides(view) + "); pass a contiguous copy");
   }
-  return modules[library].attr("ascontiguousarray")(array);
+  return library.attr("ascontiguousarray")(array);
 }
 
 void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what) {

@@ -153,6 +153,9 @@ void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count)
 // Like read_array, but also takes a NumPy scalar; the view keeps it.
 bool read_scalar(PyObject* object, HeldView& view);
 
+// What a user calls to have `w` contiguous.
+std::string call_for_copy(py::handle w);
+
 // An equal array that is contiguous and aligned, of the same library.
 py::object contiguous_copy(py::handle array, const ArrayView& view, const std::string& what);
 

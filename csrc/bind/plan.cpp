@@ -22,8 +22,8 @@ constexpr std::size_t cache_line = 64;
 void Plan::check_updatable(py::handle object, const ArrayView& view, const std::string& what) {
   if (!view.contiguous()) {
     refuse_value(what + " is not contiguous (shape " + text_of(view.ndim, view.shape) + ", strides " +
-                 text_of_strides(view) +
-                 "); it is updated in place, so pass numpy.ascontiguousarray(w) once, before training");
+                 text_of_strides(view) + "); it is updated in place, so pass " + call_for_copy(object) +
+                 " once, before training");
   }
   if (!view.aligned()) {
     refuse_value(what + " is not aligned to its dtype (address " + std::to_string(address(view.data)) +

@@ -273,6 +273,25 @@ def test_a_refused_call_changes_nothing(shapes: Any, arguments: dict[str, Any]) 
     assert optimizer.mom1.keys() == optimizer.averages.keys() == {(0, "W")}
 
 
+@pytest.mark.parametrize("decays", [True, False])
+def test_settings_that_are_taken_back_after_a_refusal(decays: bool) -> None:
+    """The decay or penalty that was set together with a refused number stayed in force."""
+    both = []
+    for refused in (False, True):
+        optimizer, w = adapted.Adam(0.1, L2_is_weight_decay=decays), normal(4, 0)
+        optimizer((0, "W"), w, normal(4, 1))
+        if refused:
+            before = optimizer.L2, optimizer.b2
+            other = adapted.Adam(0.1, L2=0.5, beta2=1.0)
+            optimizer.L2, optimizer.b2 = other.L2, other.b2
+            with pytest.raises(ValueError, match="must be below 1"):
+                optimizer((0, "W"), w, normal(4, 2))
+            optimizer.L2, optimizer.b2 = before
+        optimizer((0, "W"), w, normal(4, 2))
+        both.append(w.tobytes())
+    assert both[0] == both[1]
+
+
 @pytest.mark.parametrize("key", ["W", 3, (1, 2), (1, "layer", "W"), None], ids=repr)
 def test_keys_of_any_kind(key: Any) -> None:
     both = []

@@ -170,16 +170,15 @@ class Updater:
         options.ema_momentum = LARGEST_MOMENTUM if self.averages else None
         options.ema_warms_up = True
         options.clears_gradients = True
-        self.decay = float(l2) if l2_is_weight_decay else 0.0
-        self.penalty = 0.0 if l2_is_weight_decay else float(l2)
+        decay, penalty = (float(l2), 0.0) if l2_is_weight_decay else (0.0, float(l2))
         self.plan.configure(
             rule_of(settings),
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
             options,
-            _native.VariableSettings(1.0, self.decay, False),
+            _native.VariableSettings(1.0, decay, False),
             {},
         )
-        self.settings = settings
+        self.decay, self.penalty, self.settings = decay, penalty, settings
 
     def step(self, gradient: Any, rate: float) -> None:
         """Make the native call."""

@@ -49,7 +49,9 @@ void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturb
   if (now_->trying) {
     const double lost = std::max(seconds - seconds_otherwise(*now_), 0.0) * static_cast<double>(cost);
     now_->lost += lost;
-    now_->not_before = std::max(now_->not_before, end) + lost / share_of_trials;
+    // The first steps also make threads and fetch memory. That says nothing of the next trial.
+    const bool is_first = now_->estimates[!now_->one].samples == 0;
+    if (!is_first) now_->not_before = std::max(now_->not_before, end) + lost / share_of_trials;
   }
   now_->estimates[now_->one].take(seconds);
 }

@@ -44,7 +44,7 @@ class Pace {
   };
   static constexpr int shortest_between = 64, longest_between = 1024;  // trials
   // Where others keep the cores busy, a step on all threads may take a hundred times as long. A trial that has lost
-  // this much, or as long as it was to take, ends; and trials may take this share of all time.
+  // this much, or as long as it was to take, ends; and trials after the first may take this share of all time.
   static constexpr double most_lost = 4e-3, share_of_trials = 0.02;
 
   // A thread of OpenMP that has nothing to do sleeps after some milliseconds. What it costs to wake it depends on

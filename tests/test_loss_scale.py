@@ -344,6 +344,29 @@ def test_a_subclass_with_an_argument_of_its_own_is_cloned_with_it() -> None:
     assert twin.learning_rate == 0.5
 
 
+class WithName(LossScaleOptimizer):
+    """With an argument that is called as that of Keras' wrapper, which is left out otherwise."""
+
+    def __init__(
+        self,
+        inner_optimizer: Optimizer,
+        initial_scale: float = 4.0,
+        dynamic_growth_steps: int = 8,
+        name: str = "",
+    ) -> None:
+        super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps)
+        self._name = name
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"name": self._name}
+
+
+def test_a_name_of_a_subclass_is_not_lost() -> None:
+    optimizer = WithName(SGD(0.5), name="mine")
+    assert optimizer.clone()._name == "mine"
+    assert WithName.from_config(optimizer.get_config())._name == "mine"
+
+
 def test_kerass_own_configuration_is_read() -> None:
     """What keras.optimizers.serialize returns has a name of the wrapper, too."""
     inner = {

@@ -1,6 +1,7 @@
 """Dynamic loss scaling around an optimizer."""
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -326,7 +327,9 @@ class LossScaleOptimizer(Optimizer):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Self":
         """Make an optimizer of what ``get_config`` returned, or of Keras' configuration, but for the name."""
-        arguments = {name: value for name, value in config.items() if name != "name"}
+        arguments = dict(config)
+        if "name" not in inspect.signature(cls).parameters:  # as of a class of one's own
+            arguments.pop("name", None)
         inner = arguments.get("inner_optimizer")
         if isinstance(inner, Mapping):
             arguments["inner_optimizer"] = deserialize(inner)

@@ -329,6 +329,15 @@ def test_ones_own_schedule_may_have_arrays() -> None:
     assert copy.deepcopy(table) == Table.from_config(table.get_config()) == table
 
 
+def test_ones_own_schedule_may_have_one_without_a_configuration() -> None:
+    """To print or compare it ended with NotImplementedError, or said that it was another one."""
+    inner = Forgetful(0.5)
+    table = Table([0.5], factor=inner)
+    assert repr(table).startswith("Table(rates=array([0.5]), factor=<")
+    assert table == Table([0.5], factor=inner)
+    assert table != Table([0.5], factor=Forgetful(0.5))
+
+
 def test_a_schedule_without_a_configuration_says_what_to_do() -> None:
     schedule = Forgetful(0.5)
     with pytest.raises(

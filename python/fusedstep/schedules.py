@@ -430,7 +430,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in config.items():
         values[name] = value
-        with suppress(TypeError):  # what is not plain data stays as it is
+        with suppress(TypeError, NotImplementedError):  # what is not plain data stays as it is
             values[name] = plain(value, name)
     return values
 

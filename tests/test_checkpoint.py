@@ -1,5 +1,6 @@
 """Checkpoints: a state as plain data and as a file, whole or not there; runs go on to the same bits."""
 
+import errno
 import json
 import os
 import random
@@ -521,6 +522,25 @@ def test_the_file_keeps_the_permissions_of_the_one_whose_place_it_takes(tmp_path
     path.chmod(0o600)
     opt.save(path)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_system_without_permissions_has_checkpoints_that_replace_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shares of Windows: all files have the same, and chmod is an error there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    opt, path = Adam(), tmp_path / "state"
+    opt.save(path)
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    opt.learning_rate = 0.5
+    opt.save(path)
+    other = Adam()
+    other.load(path)
+    assert other.learning_rate == 0.5
 
 
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:

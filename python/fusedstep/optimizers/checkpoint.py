@@ -4,7 +4,7 @@ import contextlib
 import json
 import operator
 import os
-import shutil
+import stat
 import threading
 import warnings
 import zlib
@@ -159,7 +159,9 @@ def write(path: Path, state: dict[str, Any], who: str) -> None:
     try:
         with open(temporary, "wb") as file:
             with contextlib.suppress(FileNotFoundError):
-                shutil.copymode(whole, temporary)  # what was closed to others stays closed
+                permissions = os.stat(whole).st_mode  # what was closed to others stays closed
+                if permissions != os.fstat(file.fileno()).st_mode:  # a file system may have one for all
+                    os.fchmod(file.fileno(), stat.S_IMODE(permissions))
             file.write(safetensors.numpy.save(tensors, metadata=metadata))
             file.flush()
             os.fsync(file.fileno())

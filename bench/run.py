@@ -45,15 +45,14 @@ def run(
     fusedstep.set_num_threads(settings.threads)
     result = Result(machine.describe(cores, settings.threads, settings.device), settings.device, [])
     report.print_machine(console, result)
-    # Before all else, while nothing big has been freed that the steps could take again unseen.
-    result.memory = [measure_memory(dtype) for dtype in ("float32", "bfloat16")] if memory else []
-
     errors = Errors(settings)
-    start, others_before = perf_counter(), machine.others_seconds()
     columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
     terminal = Console(stderr=True)
     done = 0
     try:
+        # Before all else, while nothing big has been freed that the steps could take again unseen.
+        result.memory = [measure_memory(dtype) for dtype in ("float32", "bfloat16")] if memory else []
+        start, others_before = perf_counter(), machine.others_seconds()
         with Progress(*columns, console=terminal, transient=True) as progress:
             task = progress.add_task("", total=len(groups) * settings.rounds)
             for done, group in enumerate(groups):

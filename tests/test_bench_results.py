@@ -296,6 +296,19 @@ def test_an_interrupt_ends_a_run_with_what_there_is(
     assert result.notes == ["It was interrupted before 1x9, 1x10 had been measured."]
 
 
+def test_an_interrupt_may_come_before_the_first_workload(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While memory was measured, which the goals begin with, it was a traceback."""
+
+    def interrupted(dtype: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of_run, "measure_memory", interrupted)
+    with pytest.raises(SystemExit, match="interrupted before 1x8 had been measured"):
+        command_line.main(["goals", "--workloads", "1x8", "--output", str(tmp_path / "some.json")])
+
+
 def test_what_a_killed_run_leaves_tells_what_other_programs_used(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -528,6 +528,23 @@ def test_other_slots_after_build() -> None:
     assert opt.momentum == 0
 
 
+def test_a_class_may_have_an_lr_of_its_own() -> None:
+    """It was taken for the learning rate; so the class could not be cloned, which gives both."""
+
+    class TwoRates(Mean):
+        lr: float = hyperparameter(default=1.0, interval="(0, inf)", meaning="of something else")
+
+    opt = TwoRates(0.5, lr=3.0)
+    for one in (
+        opt,
+        TwoRates(learning_rate=0.5, lr=3.0),
+        opt.clone(),
+        TwoRates.from_config(opt.get_config()),
+    ):
+        assert (one.learning_rate, one.lr) == (0.5, 3.0)
+    assert TwoRates(lr=3.0).learning_rate == Mean().learning_rate
+
+
 def test_a_class_without_a_rule() -> None:
     with pytest.raises(NotImplementedError, match=r"CustomOptimizer has no rule: define update\("):
         CustomOptimizer().build([np.ones(3)])

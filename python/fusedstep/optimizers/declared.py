@@ -68,8 +68,9 @@ class Declared:
                 f"{who}: only learning_rate can be given by position, got {len(args)} positional arguments;"
                 " name the others"
             )
-        by_old_name = "lr" in kwargs
-        rates = [*args, *(kwargs.pop(name) for name in ("learning_rate", "lr") if name in kwargs)]
+        names = ("learning_rate", "lr") if "lr" not in cls._hyperparameters else ("learning_rate",)
+        by_old_name = "lr" in names and "lr" in kwargs
+        rates = [*args, *(kwargs.pop(name) for name in names if name in kwargs)]
         if len(rates) > 1:
             alias = " (lr is learning_rate)" if by_old_name else ""
             raise TypeError(f"{who}: learning_rate is given twice, {' and '.join(map(repr, rates))}{alias}")

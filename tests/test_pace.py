@@ -132,3 +132,26 @@ def test_a_slow_first_step_does_not_keep_the_next_ones_on_one_thread() -> None:
     """It makes threads and fetches memory: as a trial, it had the next one wait for seconds."""
     loop = Loop(5e-3, lambda n, i: 100e-3 if i == 0 else faster_on_all(n, i)).run(300)
     assert loop.share_on_one(150) < 0.1
+
+
+@pytest.mark.parametrize("slow", [8e-3, 20e-3, 100e-3])
+def test_all_threads_come_back_soon_after_other_programs_were_busy(slow: float) -> None:
+    loop = Loop(10e-3, lambda n, i: 500e-6 if n == 1 else slow).run(3000)
+    loop.takes = lambda n, i: 500e-6 if n == 1 else 88e-6
+    assert loop.run(2500).share_on_one(200) < 0.1
+
+
+def test_large_steps_decide_where_plans_of_many_sizes_share_a_pace() -> None:
+    """What all threads cost before they begin is little beside a large step, and much beside a small one."""
+    pace, now, taken = _native.Pace(), 0.0, {True: 0.0, False: 0.0}
+    costs = [int(10**x) for x in np.random.default_rng(0).uniform(4.55, 7.1, 40)]
+    for number in range(20_000):
+        cost = costs[number % len(costs)]
+        on_one, on_all = cost * 0.5e-9, cost * 0.5e-9 / 6 + 300e-6
+        threads = pace.choose(cost, 8, now)
+        end = now + (on_one if threads == 1 else on_all)
+        pace.measured(cost, now, end, True)
+        now = end
+        if number >= 10_000:
+            taken[threads == 1] += cost
+    assert taken[False] > 0.9 * sum(taken.values())

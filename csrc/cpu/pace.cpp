@@ -11,8 +11,10 @@ int Pace::choose(std::uint64_t cost, int threads, double now) {
   after_pause_ = now - last_end_ >= pause;
   if (threads == 1 || cost > large) return threads;
   Ways& ways = ways_[after_pause_];
-  const Estimate &current = ways.estimates[ways.one], &other = ways.estimates[!ways.one];
+  Estimate &current = ways.estimates[ways.one], &other = ways.estimates[!ways.one];
   const auto begin_trial = [&] {
+    // What it was like when other programs were busy is no reason to lose one trial after the other.
+    if (other.samples > 0) other.seconds = std::min(other.seconds, 2 * current.seconds);
     ways.one = !ways.one;
     ways.trying = true;
     ways.left = steps_of_a_trial;
@@ -42,8 +44,11 @@ int Pace::choose(std::uint64_t cost, int threads, double now) {
 void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturbed) {
   const double seconds = (end - begin) / static_cast<double>(cost);
   last_end_ = end;
+  // Of plans that share this, small ones have a say that is as small. (One plan's steps all cost the same.)
+  mean_cost_ += (static_cast<double>(cost) - mean_cost_) / (mean_cost_ > 0 ? 64 : 1);
+  const double weight = std::min(static_cast<double>(cost) / mean_cost_, 1.0);
   // A step may be held up for many times as long as it takes: the estimate grows little by little.
-  const bool may_grow = undisturbed && !after_pause_ && (now_ == nullptr || !now_->trying);
+  const bool may_grow = undisturbed && !after_pause_ && weight > 0.5 && (now_ == nullptr || !now_->trying);
   seconds_per_cost_ = std::min(seconds, may_grow ? 1.1 * seconds_per_cost_ : seconds_per_cost_);
   if (now_ == nullptr) return;
   if (now_->trying) {
@@ -53,19 +58,19 @@ void Pace::measured(std::uint64_t cost, double begin, double end, bool undisturb
     const bool is_first = now_->estimates[!now_->one].samples == 0;
     if (!is_first) now_->not_before = std::max(now_->not_before, end) + lost / share_of_trials;
   }
-  now_->estimates[now_->one].take(seconds);
+  now_->estimates[now_->one].take(seconds, weight);
 }
 
 // A mean that one bad sample among many moves little, and that is not deaf to every third being bad. It begins
 // with the median of some.
-void Pace::Estimate::take(double sample) {
+void Pace::Estimate::take(double sample, double weight) {
   if (samples < steps_of_a_trial) {
     first[samples++] = sample;
     std::sort(first, first + samples);
     seconds = first[samples / 2];
     return;
   }
-  seconds += sample < seconds ? (sample - seconds) / 8 : (std::min(sample, 16 * seconds) - seconds) / 32;
+  seconds += weight * (sample < seconds ? (sample - seconds) / 8 : (std::min(sample, 16 * seconds) - seconds) / 32);
 }
 
 }  // namespace fusedstep

@@ -28,7 +28,7 @@ class Pace {
     double first[steps_of_a_trial] = {};  // samples, in order of size
     int samples = 0;
 
-    void take(double sample);
+    void take(double sample, double weight);
   };
 
   // How long steps take on one thread and on all. Most go the way that is better; from time to
@@ -59,6 +59,7 @@ class Pace {
   }
 
   double seconds_per_cost_ = 0.25e-9;  // without pauses, the better way; a first guess, on the low side
+  double mean_cost_ = 0;               // of late
   double last_end_ = -pause;
   bool after_pause_ = true;  // of the step now running, as the next
   Ways* now_ = nullptr;      // null where there is no choice

@@ -472,6 +472,19 @@ def test_forget_drops_slots_and_counts() -> None:
     assert opt.apply([np.ones(3)], [b]) == 3
 
 
+def test_forget_leaves_the_build_that_was_stepped_last() -> None:
+    """Steps without variables, and counts, are of that one, whichever others are forgotten."""
+    opt, (a, b, c) = SGD(1.0), (np.zeros(1), np.zeros(1), np.zeros(1))
+    for variable in (a, b, c):
+        opt.build([variable])
+    opt.apply([np.ones(1)], [a])
+    opt.forget([b])
+    assert (opt.iterations, opt.apply([np.ones(1)])) == (1, 2)
+    assert (a[0], c[0]) == (-2, 0)
+    opt.forget([a])
+    assert opt.iterations == 0
+
+
 def test_forget_everything_and_begin_anew() -> None:
     opt, w = Adam(0.1), np.ones(3)
     opt.apply([np.ones(3)], [w])

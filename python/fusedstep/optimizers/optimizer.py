@@ -188,7 +188,8 @@ class Optimizer(WithOptions):
 
     def _drop(self, plan: _native.Plan) -> None:
         self._plans = [other for other in self._plans if other is not plan]
-        self._plan = self._plans[-1] if self._plans else None
+        if self._plan is plan:
+            self._plan = self._plans[-1] if self._plans else None
 
     # Settings of single variables.
 

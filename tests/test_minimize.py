@@ -86,6 +86,16 @@ def test_all_that_were_built() -> None:
     assert float(v2) == 4.9
 
 
+def test_all_that_were_built_by_name() -> None:
+    """Their gradients come as apply takes them: by name, or in order."""
+    v1, v2 = variables()
+    opt = SGD(0.1)
+    opt.build({"layer": {"a": v1, "b": v2}})
+    opt.minimize(lambda: (0.0, {"layer": {"b": None, "a": 6 * v1}}))
+    opt.minimize(lambda: (0.0, [None, np.array(20.0)]))
+    assert (float(v1[0]), float(v2)) == (2 - 0.1 * 12, 3)
+
+
 @pytest.mark.parametrize("returned", [62.0, (1.0, [], []), [1.0, []], None])
 def test_a_loss_without_gradients(returned: Any) -> None:
     text = f"SGD.minimize: loss() returned {returned!r}, but must return (value, gradients): "

@@ -11,13 +11,18 @@ from fusedstep.optimizers.learning_rate import takes_an_argument
 
 
 def value_and_gradients(
-    loss: Callable[..., Any], variables: Callable[[], Any], who: str
+    loss: Callable[..., Any], variables: Callable[[], Any], built: Callable[[], Any], who: str
 ) -> tuple[Any, Any, Any]:
-    """Return the loss, its gradients and the variables; a loss without arguments comes before these."""
+    """Return the loss, its gradients and the variables; a loss without arguments comes before these.
+
+    A loss that takes the variables gets those that were built where none are given.
+    """
     if not callable(loss):
         raise TypeError(f"{who}: loss must be callable, got {loss!r} of type {type(loss).__name__}")
     if takes_an_argument(loss):
         given = variables()
+        if given is None:
+            given = built()
         if not isinstance(given, Mapping):
             given = _native.items_of(given, f"{who}: var_list")
         return *_by_autograd(loss, given, who), given

@@ -482,12 +482,13 @@ class Optimizer(WithOptions):
         """
 
         def variables() -> Any:
-            if var_list is None and self._plan is not None:
-                return [self._plan.variable(index) for index in range(len(self._plan))]
             return var_list() if callable(var_list) else var_list
 
+        def built() -> Any:
+            return self._plan and [self._plan.variable(index) for index in range(len(self._plan))]
+
         who = f"{type(self).__name__}.minimize"
-        value, grads, given = value_and_gradients(loss, variables, who)
+        value, grads, given = value_and_gradients(loss, variables, built, who)
         self.apply(grads, given)
         return value
 

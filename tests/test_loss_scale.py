@@ -331,6 +331,7 @@ class Named(LossScaleOptimizer):
     ) -> None:
         super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps)
         self._label = label
+        self._history: list[float] = []
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"label": self._label}
@@ -365,6 +366,14 @@ def test_a_name_of_a_subclass_is_not_lost() -> None:
     optimizer = WithName(SGD(0.5), name="mine")
     assert optimizer.clone()._name == "mine"
     assert WithName.from_config(optimizer.get_config())._name == "mine"
+
+
+def test_attributes_of_a_subclass_are_copied_as_deep_as_it_is() -> None:
+    optimizer = Named(SGD())
+    optimizer._history = [2.0]
+    assert copy.copy(optimizer)._history is optimizer._history
+    twin = copy.deepcopy(optimizer)
+    assert (twin._history, twin._history is optimizer._history) == ([2.0], False)
 
 
 def test_kerass_own_configuration_is_read() -> None:

@@ -17,7 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fusedstep import SGD, Adagrad, Adam, AdamW, CustomOptimizer, Ftrl, Nadam, Optimizer, RMSprop
+from fusedstep import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    CustomOptimizer,
+    Ftrl,
+    LearningRateSchedule,
+    Nadam,
+    Optimizer,
+    RMSprop,
+)
 
 Array = npt.NDArray[Any]
 
@@ -207,6 +218,49 @@ def test_classes_with_arguments_of_their_own(how: str) -> None:
     again = opt.clone()
     again.load_state_dict(opt.state_dict())
     assert (again.learning_rate, again.iterations) == (0.75, 2)
+
+
+class Sized(SGD):
+    """A class whose __init__ takes what no configuration has, and with a count of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(learning_rate=1 / size)
+        self._seen: list[int] = [size]
+
+
+class Keeping(SGD):
+    """A class that adds to the configuration, as Keras' do."""
+
+    def get_config(self) -> dict[str, Any]:
+        return dict(super().get_config())
+
+
+class Halving(LearningRateSchedule):  # not registered
+    def __call__(self, step: int) -> float:
+        return 0.5 ** (step + 1)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_have_what_their_original_has_by_then(how: str) -> None:
+    """Attributes of a subclass, what its __init__ was given, and a rate that get_config does not tell."""
+    opt, w = Sized(4), np.zeros(1)
+    opt._seen.append(3)
+    opt.learning_rate = 0.5
+    opt.apply([np.ones(1)], [w])
+    twin = COPIES[how](opt)
+    assert (twin._seen, twin.learning_rate, twin.iterations) == ([4, 3], 0.5, 1)
+    assert (twin._seen is opt._seen) == (how == "copy")
+    other = Tripled(0.25)
+    other.learning_rate = 0.5
+    assert COPIES[how](other).learning_rate == 0.5
+
+
+@pytest.mark.parametrize("how", [*COPIES, "clone"])
+def test_schedules_that_are_not_registered_come_along(how: str) -> None:
+    opt = Keeping(Halving(), momentum=0.5)
+    twin = opt.clone() if how == "clone" else COPIES[how](opt)
+    assert repr(twin) == "Keeping(learning_rate=Halving(), momentum=0.5)"
+    assert twin.learning_rate == 0.5
 
 
 def test_a_class_does_not_hide_a_hyperparameter() -> None:

@@ -156,15 +156,15 @@ class Declared:
             "learning_rate": rate.config() if isinstance(rate, AskedLearningRate) else rate
         }
 
-    def _made_of(self, arguments: dict[str, Any]) -> "Self":
-        """Return another one of what ``_arguments`` returned."""
-        return type(self).from_config(arguments)
-
     def _arguments(self) -> dict[str, Any]:
-        """Return what the constructor takes, with a schedule as it is."""
-        if type(self).get_config is not Declared.get_config:
-            return self.get_config()
-        return self._as_given()
+        """Return what ``from_config`` takes, with a schedule as it is."""
+        given = self._as_given()
+        if type(self).get_config is Declared.get_config:
+            return given
+        config = self.get_config()
+        if config.get("learning_rate") != Declared.get_config(self)["learning_rate"]:
+            return config
+        return config | {"learning_rate": given["learning_rate"]}
 
     def _as_given(self) -> dict[str, Any]:
         rate = self._values["learning_rate"]
@@ -179,7 +179,7 @@ class Declared:
         >>> Adam(0.1, beta_1=0.5).clone()
         Adam(learning_rate=0.1, beta_1=0.5)
         """
-        return self._made_of(copy.deepcopy(self._arguments()))
+        return self.from_config(copy.deepcopy(self._arguments()))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Self":

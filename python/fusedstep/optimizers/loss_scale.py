@@ -348,14 +348,13 @@ class LossScaleOptimizer(Optimizer):
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def __copy__(self) -> "Self":
-        return self._around(copy.copy(self._inner))
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__() | {"_inner": copy.copy(self._inner)})
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self._around(copy.deepcopy(self._inner, memo))
-
-    def _around(self, inner: Optimizer) -> "Self":
-        twin = type(self).__new__(type(self))
-        twin.__setstate__(self.__getstate__() | {"_inner": inner})
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

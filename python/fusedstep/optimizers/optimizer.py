@@ -658,25 +658,29 @@ class Optimizer(WithOptions):
         who = f"{type(self).__name__}.load"
         checkpoint.restore(self, checkpoint.read(path, who), who)
 
-    # Copies and pickles carry configuration, counts and slots, which are bound again at the next builds, by
-    # name or in order.
+    # Copies and pickles have all attributes, a subclass's own too, with counts and slots in the place of
+    # builds; they are bound again at the next ones, by name or in order.
 
     def __copy__(self) -> "Self":
-        return self._twin(self._arguments(), self._adjustments.without(self._plans))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
-        return self._twin(
-            copy.deepcopy(self._arguments(), memo),
-            copy.deepcopy(self._adjustments.without(self._plans), memo),
-        )
-
-    def _twin(self, arguments: dict[str, Any], adjustments: Adjustments) -> "Self":
-        twin = self._made_of(arguments)
-        twin._take_over(self._states(), adjustments)
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self._attributes() | {"_carried": self._states()})
         return twin
 
-    def _take_over(self, carried: list[PlanState], adjustments: Adjustments) -> None:
-        self._carried, self._adjustments = carried, adjustments
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Self":
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self._attributes(), memo) | {"_carried": self._states()})
+        return twin
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return what a copy has in common with this one, without what is of builds."""
+        return vars(self) | {
+            "_values": self._as_given(),
+            "_plans": [],
+            "_plan": None,
+            "_carried": [],
+            "_adjustments": self._adjustments.without(self._plans),
+            "_dynamic_scale": None,
+        }
 
     def _states(self) -> list[PlanState]:
         copied = _native.at_rest(self._plans, lambda: list(map(PlanState.of, self._plans)))
@@ -688,24 +692,21 @@ class Optimizer(WithOptions):
         return states + self._carried
 
     def __getstate__(self) -> dict[str, Any]:
-        config = self._arguments()
-        if callable(config.get("learning_rate")):
+        attributes = self._attributes()
+        if callable(attributes["_values"]["learning_rate"]):
             try:
-                pickle.dumps(config["learning_rate"])
+                pickle.dumps(attributes["_values"]["learning_rate"])
             except Exception as error:
                 raise TypeError(
                     f"{type(self).__name__}: learning_rate cannot be pickled ({error});"
                     " use a function of a module, or set a number before"
                 ) from error
-        return {
-            "config": config,
-            "carried": self._states(),
-            "adjustments": self._adjustments.without(self._plans),
-        }
+        return attributes | {"_carried": self._states()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(vars(self._made_of(state["config"])))
-        self._take_over(list(state["carried"]), state["adjustments"])
+        values = state["_values"]
+        rate = type(self).learning_rate.check(values["learning_rate"], type(self).__name__)
+        vars(self).update(state | {"_values": values | {"learning_rate": rate}})
 
     def _calls(self) -> int:
         if self._plan is None:

@@ -28,6 +28,7 @@ from fusedstep import (
     Nadam,
     Optimizer,
     RMSprop,
+    hyperparameter,
 )
 
 Array = npt.NDArray[Any]
@@ -268,6 +269,22 @@ def test_a_class_does_not_hide_a_hyperparameter() -> None:
         TypeError, match=r"Hiding: momentum = 0\.5 would hide the hyperparameter momentum; give"
     ):
         type("Hiding", (SGD,), {"momentum": 0.5})
+
+
+@pytest.mark.parametrize("value", [0.5, hyperparameter(default=0.5, meaning="step size")])
+def test_a_new_default_of_the_learning_rate(value: Any) -> None:
+    """As a hyperparameter it was a number alone: schedules were refused."""
+    with pytest.raises(
+        TypeError,
+        match=r"^Other: learning_rate cannot be declared anew: .* __init__\(self, learning_rate=",
+    ):
+        type("Other", (SGD,), {"learning_rate": value})
+
+    class Slow(SGD):
+        def __init__(self, learning_rate: Any = 0.5, **others: Any) -> None:
+            super().__init__(learning_rate=learning_rate, **others)
+
+    assert (Slow().learning_rate, Slow(Halving()).clone().learning_rate) == (0.5, 0.5)
 
 
 def test_an_interrupt_right_after_the_first_step_leaves_what_it_did() -> None:

@@ -31,7 +31,14 @@ class Declared:
     def __init_subclass__(cls) -> None:
         """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
         for name, value in vars(cls).items():
-            if name in cls._hyperparameters and isinstance(value, (bool, int, float, str, type(None))):
+            is_plain = isinstance(value, (bool, int, float, str, type(None)))
+            if name == "learning_rate" and (is_plain or isinstance(value, Hyperparameter)):
+                raise TypeError(
+                    f"{cls.__name__}: learning_rate cannot be declared anew: it may be a schedule, which a"
+                    " hyperparameter may not; give it a new default in"
+                    " __init__(self, learning_rate=..., **others), which passes both on"
+                )
+            if name in cls._hyperparameters and is_plain:
                 raise TypeError(
                     f"{cls.__name__}: {name} = {value!r} would hide the hyperparameter {name}; give it a new"
                     f" default with hyperparameter(default={value!r}, ...), or set it in __init__"

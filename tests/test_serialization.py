@@ -96,6 +96,32 @@ def test_numpys_numbers_become_plain() -> None:
     assert fusedstep.deserialize(nested["table"]) == CosineDecay(0.1, 10)
 
 
+class OneAfterAnother(LearningRateSchedule):
+    """Schedules in a list, as in PyTorch's SequentialLR, and in a dict."""
+
+    def __init__(self, schedules: Any, by_name: Any = None) -> None:
+        self.schedules = schedules
+        self.by_name = by_name
+
+    def __call__(self, step: int) -> float:
+        return float(self.schedules[min(step, len(self.schedules) - 1)](step))
+
+
+def test_what_is_in_lists_and_dicts_is_made_again() -> None:
+    parts = [CosineDecay(0.1, 10), ExponentialDecay(0.1, 4, 0.5)]
+    schedule = OneAfterAnother([OneAfterAnother(parts), *parts], {"a": [parts[0], 3], "b": {"c": 1}})
+    opt = SGD(schedule)
+    config = json.loads(json.dumps(fusedstep.serialize(opt)))
+    twin = fusedstep.deserialize(config, {"OneAfterAnother": OneAfterAnother})
+    assert twin._arguments()["learning_rate"] == schedule
+    assert [type(one) for one in twin._arguments()["learning_rate"].schedules] == [
+        OneAfterAnother,
+        CosineDecay,
+        ExponentialDecay,
+    ]
+    assert twin.learning_rate == opt.learning_rate
+
+
 # What cannot be written.
 
 

@@ -124,11 +124,7 @@ def class_and_arguments(
     values = config.get("config") or {}
     if not isinstance(values, Mapping):
         raise TypeError(f"{who}: the 'config' of {cls.__name__} must be a dict, got {values!r}")
-    arguments = {
-        name: deserialize(value, custom_objects) if _is_serialized(value) else value
-        for name, value in values.items()
-    }
-    return cls, arguments
+    return cls, {name: _made(value, custom_objects) for name, value in values.items()}
 
 
 def class_of(
@@ -148,5 +144,12 @@ def class_of(
     return cls
 
 
-def _is_serialized(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"class_name", "config"} <= value.keys()
+def _made(value: Any, custom_objects: Mapping[str, type[Any]] | None) -> Any:
+    """Return a value of a configuration with what is serialized in it, at whatever depth, made again."""
+    if isinstance(value, Mapping):
+        if {"class_name", "config"} <= value.keys():
+            return deserialize(value, custom_objects)
+        return {key: _made(child, custom_objects) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_made(child, custom_objects) for child in value]
+    return value

@@ -141,6 +141,27 @@ def test_sums_of_finite_float64_gradients_that_overflow_are_not_skipped() -> Non
     assert opt.gradient_norm == math.inf
 
 
+def test_gradients_that_are_missing_in_some_calls_of_an_update() -> None:
+    """They count as zeros, but the last one, without which there is no update; averages go on."""
+    for given, expected in (([None, 2.0], -1.0), ([2.0, None], 0.0), ([2.0, 0.0], -1.0)):
+        opt, v, w = SGD(1.0, gradient_accumulation_steps=2, use_ema=True), np.zeros(1), np.zeros(1)
+        opt.build([v, w])
+        for gradient in given:
+            opt.apply([np.ones(1), None if gradient is None else np.array([gradient])])
+        assert (v[0], w[0], opt.slots(w)["gradient_accumulator"][0]) == (-1, expected, 0)
+        assert opt.slots(w)["average"][0] == expected
+
+
+def test_averages_are_put_into_the_variables_after_each_call_of_the_update() -> None:
+    opt, w = SGD(1.0, gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.5), np.zeros(1)
+    opt.ema_overwrite_frequency = 2
+    seen = []
+    for _ in range(8):
+        opt.apply([np.ones(1)], [w])
+        seen.append((w[0], opt.slots(w)["average"][0]))
+    assert seen[4:] == [(-1.5, -1.5), (-2.5, -2), (-2.25, -2.25), (-2.75, -2.75)]
+
+
 def test_finalize_variable_values() -> None:
     opt = SGD(1.0, use_ema=True, ema_momentum=0.5)
     models: list[list[Array]] = [[np.zeros(3), np.zeros(2, np.float16)] for _ in range(2)]

@@ -74,11 +74,13 @@ class Optimizer(WithOptions):
             m = ``ema_momentum``, from the first step's result on; :meth:`finalize_variable_values` puts
             it into the variables.
         ema_momentum: m, in [0, 1].
-        ema_overwrite_frequency: put the averages into the variables at every so-many-th update; None for
-            never.
+        ema_overwrite_frequency: put the averages into the variables at every so-many-th update, which is
+            after each of the calls that make it; None for never.
         loss_scale_factor: what the loss was multiplied by before the gradients were computed; they are
             divided by it, before they are clipped. None for nothing.
         gradient_accumulation_steps: K calls make one update with the mean of their gradients; None for 1.
+            One that is missing in a call counts as zeros, but in the K-th: then the variable has no update,
+            and what was summed for it is dropped, as in Keras. Pass zeros there to have it.
         skip_nonfinite: a call with a gradient that is not finite somewhere changes nothing and counts as
             no call; :attr:`skipped` and :attr:`skipped_calls` tell.
         lazy: update only the rows that sparse gradients have (see :meth:`apply`).
@@ -304,7 +306,8 @@ class Optimizer(WithOptions):
 
         Args:
             grads: a list of gradients, None for a variable that has none (it is left alone: no update,
-                no decay, no change of its slots); or a (nested) dict of them. Never written to.
+                no decay, no change of its slots but of averages, and of sums over calls where these end);
+                or a (nested) dict of them. Never written to.
                 A gradient may be sparse, a tuple (indices, values): some rows of the variable, along its
                 first axis, integer indices in any order and as many rows of values; duplicates are
                 summed in the order given. Without ``lazy`` the step is that with zeros in all other

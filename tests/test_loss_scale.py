@@ -308,7 +308,9 @@ def test_hyperparameters_of_the_inner_optimizer_can_be_set() -> None:
     opt: Any = LossScaleOptimizer(Adam())
     opt.beta_1 = 0.5
     assert opt.inner_optimizer.beta_1 == opt.beta_1 == 0.5
-    with pytest.raises(AttributeError, match="there is no argument beta_3"):
+    with pytest.raises(
+        AttributeError, match=r"^Adam: there is no argument beta_3; did you mean beta_[12]\?$"
+    ):
         opt.beta_3 = 0.5
 
 

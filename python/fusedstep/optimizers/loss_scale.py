@@ -112,11 +112,10 @@ class LossScaleOptimizer(Optimizer):
     if not TYPE_CHECKING:  # type checkers know only what is declared
 
         def __setattr__(self, name: str, value: Any) -> None:
-            own = name.startswith("_") or hasattr(type(self), name)
-            if not own and name in self._inner._hyperparameters:
-                setattr(self._inner, name, value)
-            else:
+            if name.startswith("_") or hasattr(type(self), name):
                 super().__setattr__(name, value)
+            else:
+                setattr(self._inner, name, value)
 
     def _set(self, name: str, value: Any) -> None:
         if name in ("loss_scale_factor", "skip_nonfinite"):

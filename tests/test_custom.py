@@ -505,7 +505,8 @@ def test_methods_that_would_have_no_effect(method: Any, error: type[Exception], 
 @pytest.mark.parametrize(
     ("names", "error"),
     [("m", TypeError), ((1,), TypeError), (("m", "m"), ValueError), (("a/b",), ValueError)]
-    + [((name,), ValueError) for name in ("", "average", "gradient_accumulator")],
+    + [((name,), ValueError) for name in ("", "average", "gradient_accumulator")]
+    + [(None, TypeError), ({"m": "a"}, TypeError), ({"m": None}, TypeError)],
 )
 def test_names_that_slots_cannot_have(names: Any, error: type[Exception]) -> None:
     Bad = type("Bad", (Spy,), {"slot_names": names})

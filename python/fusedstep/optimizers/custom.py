@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _native
+from fusedstep.checks import real
 from fusedstep.optimizers.optimizer import Optimizer
 
 Array = npt.NDArray[Any]
@@ -156,6 +157,8 @@ class CustomOptimizer(Optimizer):
         who, declared = f"{type(self).__name__}: slot_names", self.slot_names
         if isinstance(declared, str):
             raise TypeError(f"{who} is the string {declared!r}, but must be names; write ({declared!r},)")
+        if not isinstance(declared, Iterable):
+            raise TypeError(f"{who} is {declared!r}, but must be names; leave it out where there are none")
         names = list(declared)
         for name in names:
             if not isinstance(name, str):
@@ -167,4 +170,4 @@ class CustomOptimizer(Optimizer):
                 )
         if not isinstance(declared, Mapping):
             return dict.fromkeys(names, 0.0)
-        return {name: float(value) for name, value in declared.items()}
+        return {name: real(value, f"{who}[{name!r}]") for name, value in declared.items()}

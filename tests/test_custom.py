@@ -492,6 +492,12 @@ METHODS: list[tuple[Callable[..., Any], type[Exception], str]] = [
         "Bad.update left slots with the names ['m', 'n'], but they must be those of slot_names;"
         " declare them there",
     ),
+    (
+        lambda self, p, g, s, lr, t: s.update(m=np.ones(2)),
+        ValueError,
+        "Bad.update assigned to slots['m'] what it cannot hold: could not broadcast input array from shape"
+        " (2,) into shape (3,); assign what has its shape",
+    ),
 ]
 
 
@@ -500,6 +506,16 @@ def test_methods_that_would_have_no_effect(method: Any, error: type[Exception], 
     Bad = type("Bad", (CustomOptimizer,), {"slot_names": ("m",), "update": method})
     with pytest.raises(error, match=f"^{re.escape(text)}$"):
         Bad().apply([np.ones(3)], [np.ones(3)])
+
+
+def test_a_slot_that_is_given_what_is_no_number() -> None:
+    Bad = type("Bad", (CustomOptimizer,), {"slot_names": ("m",)})
+    Bad.update = lambda self, p, g, s, lr, t: s.update(m={})  # type: ignore[attr-defined]
+    with pytest.raises(
+        TypeError, match=r"^Bad\.update assigned to slots\['m'\] what it cannot hold: .*dict"
+    ) as raised:
+        Bad().apply([np.ones(3)], [np.ones(3)])
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 @pytest.mark.parametrize(

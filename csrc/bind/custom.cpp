@@ -220,7 +220,19 @@ void CustomRule::call(const char* method, const py::tuple& arrays, const Step& s
         assigned.size() > 1 && py::hasattr(now, "flags") && !now.attr("flags").attr("owndata").cast<bool>();
     if (may_be_overwritten) now = now.attr("copy")();
   }
-  for (const auto& [k, now] : assigned) kept[k][py::ellipsis()] = now;
+  for (const auto& [k, now] : assigned) {
+    try {
+      kept[k][py::ellipsis()] = now;
+    } catch (py::error_already_set& error) {
+      const bool is_of_type = error.matches(PyExc_TypeError);
+      if (!is_of_type && !error.matches(PyExc_ValueError)) throw;
+      const std::string sentence = who() + " assigned to slots['" + slots_of_rule_[k] +
+                                   "'] what it cannot hold: " + std::string(py::str(error.value())) +
+                                   "; assign what has its shape";
+      py::raise_from(error, is_of_type ? PyExc_TypeError : PyExc_ValueError, sentence.c_str());
+      throw py::error_already_set();
+    }
+  }
 }
 
 }  // namespace fusedstep

@@ -298,6 +298,26 @@ def test_settings_of_single_variables(threads: int) -> None:
     assert_same(opt, listed, reference)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_gradients_of_frozen_variables_are_checked_in_every_step(library: str) -> None:
+    """They were in the first one alone; they are not used, so that none is as good as any."""
+    xp: Any = pytest.importorskip(library)
+    opt, w, x = SGD(1.0), xp.ones((3, 2)), xp.ones(2)
+    opt.adjust(w, frozen=True)
+    opt.build([w, x])
+    wrong = ([xp.ones((2, 2))], [([9], np.ones((1, 2)))], [w[:, :1]], ["?"])
+    for given in (xp.ones((3, 2)), None, ([1], np.ones((1, 2))), xp.ones((3, 2)) * math.inf, xp.ones((3, 2))):
+        calls = opt.apply([given, xp.ones(2)])
+        for (bad,) in wrong:
+            with pytest.raises((TypeError, ValueError), match=r"^SGD\.apply: grads\[0\] "):
+                opt.apply([bad, xp.ones(2)])
+        assert (opt.iterations, float(x[0])) == (calls, 1 - calls)
+    assert bool((w == 1).all())
+    opt.adjust(w, frozen=False)
+    opt.apply([xp.ones((3, 2)), xp.ones(2)])
+    assert bool((w == 0).all())
+
+
 def test_settings_that_change_in_every_step_are_kept_once() -> None:
     """Of each kind, in the order in which they came last, whatever their selectors have in common."""
     opt = AdamW(1.0, weight_decay=0.1)

@@ -140,8 +140,9 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   ArrayView view;
   if (!built.stays_as_it_is && (!read(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
-  if (gradient == Py_None || frozen_[index]) return !had_gradient;
-  if (!had_gradient) return false;
+  if (gradient == Py_None) return !had_gradient;
+  const bool frozen = frozen_[index];
+  if (had_gradient == frozen) return false;
   py::object& same = same_gradients_[index];
   if (same && refers_to(same.ptr(), gradient)) return true;
   held.owner = py::object();
@@ -150,6 +151,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
     return false;
   }
   if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
+  if (frozen) return true;
   set_gradient(index, {given_memory(view), nullptr, view.dtype});
   same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;

@@ -86,14 +86,15 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   ArrayView view;
   if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
-  if (gradient == Py_None || frozen_[index]) return !had_gradient;
+  if (gradient == Py_None) return !had_gradient;
+  const bool frozen = frozen_[index];  // then the gradient is checked, and not used
   const Built& built = built_[index];
-  if (!had_gradient || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
+  if (had_gradient == frozen || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
       !is_used_in_place(view)) {
     return false;
   }
   if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
-  set_gradient(index, {view.data, nullptr, view.dtype});
+  if (!frozen) set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
 

@@ -373,6 +373,22 @@ def test_refused_settings() -> None:
     assert (w == 0).all()
 
 
+@pytest.mark.parametrize("given", ["bias", ["dense/bias"]])
+def test_names_in_the_place_of_variables_are_not_excluded_in_silence(given: Any) -> None:
+    """The letters of a string were names, and a name in the list was not looked for as an expression."""
+    opt, b = SGD(1.0, weight_decay=0.5), np.ones(1)
+    name = given if isinstance(given, str) else given[0]
+    sentence = (
+        f"SGD.exclude_from_weight_decay: var_list must be arrays, got '{name}'; pass var_names=['{name}']"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        opt.exclude_from_weight_decay(given)
+    opt.build({"dense": {"bias": b}})
+    opt.exclude_from_weight_decay(var_names=re.compile("BIAS", re.IGNORECASE))
+    opt.apply([np.zeros(1)])
+    assert b[0] == 1
+
+
 def test_exclude_from_weight_decay() -> None:
     variables = {"dense": {"kernel": np.ones(3), "bias": np.ones(2)}, "scale": np.ones(4)}
     opt = AdamW(0.1, weight_decay=0.5)

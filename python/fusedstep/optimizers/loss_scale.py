@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -202,7 +203,9 @@ class LossScaleOptimizer(Optimizer):
         )
 
     def exclude_from_weight_decay(
-        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+        self,
+        var_list: Iterable[Any] | None = None,
+        var_names: Iterable[str | re.Pattern[str]] | re.Pattern[str] | None = None,
     ) -> None:
         """Leave variables out of the weight decay: see :meth:`Optimizer.exclude_from_weight_decay`."""
         self._inner.exclude_from_weight_decay(var_list, var_names)

@@ -243,7 +243,9 @@ class Optimizer(WithOptions):
             raise
 
     def exclude_from_weight_decay(
-        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+        self,
+        var_list: Iterable[Any] | None = None,
+        var_names: Iterable[str | re.Pattern[str]] | re.Pattern[str] | None = None,
     ) -> None:
         """Leave variables out of the weight decay.
 
@@ -253,10 +255,14 @@ class Optimizer(WithOptions):
 
         Raises:
             ValueError: a name is no regular expression.
+            TypeError: ``var_list`` has something else than arrays.
         """
         who = f"{type(self).__name__}.exclude_from_weight_decay"
         chosen = [] if var_list is None else list(_native.items_of(var_list, f"{who}: var_list"))
-        for pattern in [var_names] if isinstance(var_names, str) else var_names or []:
+        for given in (var_list, *chosen):
+            if isinstance(given, str):
+                raise TypeError(f"{who}: var_list must be arrays, got {given!r}; pass var_names=[{given!r}]")
+        for pattern in [var_names] if isinstance(var_names, (str, re.Pattern)) else var_names or []:
             try:
                 chosen.append(re.compile(pattern))
             except re.error as error:

@@ -270,6 +270,23 @@ def test_configuration_round_trip(schedule: LearningRateSchedule) -> None:
     assert eval(repr(schedule), vars(fusedstep)) == schedule
 
 
+def test_arguments_without_names_have_no_configuration() -> None:
+    """They were written under the name of all of them, and read as one argument of this name."""
+
+    class Pieces(LearningRateSchedule):
+        def __init__(self, *rates: float) -> None:
+            self.rates = rates
+
+    class Other(LearningRateSchedule):
+        def __init__(self, **others: Any) -> None:
+            self.others = others
+
+    for schedule, text in ((Pieces(1.0, 2.0), r"Pieces: \*rates"), (Other(a=1), r"Other: \*\*others")):
+        with pytest.raises(NotImplementedError, match=f"^{text}.* in __init__ .*, or define get_config$"):
+            schedule.get_config()
+        assert "Pieces" in repr(schedule) or "Other" in repr(schedule)
+
+
 def test_equality_is_of_class_and_configuration() -> None:
     for left in EXAMPLES:
         assert [right for right in EXAMPLES if left == right] == [left]

@@ -58,7 +58,13 @@ class LearningRateSchedule:
     def get_config(self) -> dict[str, Any]:
         """Return the arguments; ``from_config`` makes an equal schedule of them."""
         names = inspect.signature(type(self)).parameters
-        for name in names:
+        for name, parameter in names.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                given = parameter.replace(annotation=parameter.empty)
+                raise NotImplementedError(
+                    f"{type(self).__name__}: {given} in __init__ are arguments without names, by which"
+                    " from_config could give them back; name them, or define get_config"
+                )
             if not hasattr(self, name):
                 raise NotImplementedError(
                     f"{type(self).__name__}: the argument {name} is no attribute;"

@@ -426,6 +426,31 @@ def test_signatures_are_those_of_pytorch_with_two_more() -> None:
         assert all(ours[argument].default == theirs[argument].default for argument in theirs)
 
 
+def test_signatures_of_classes_of_one_s_own() -> None:
+    """Also those of further classes, and of an __init__ that comes from a class before ours."""
+
+    class Halved(adapted.AdamW):
+        def __init__(self, params: Any, rate: float = 1.0) -> None:
+            super().__init__(params, lr=rate / 2)
+
+    class Further(Halved):
+        pass
+
+    class Mixin:
+        def __init__(self, params: Any, rate: float = 1.0) -> None:
+            super().__init__(params, lr=rate / 2)  # type: ignore[call-arg]
+
+    class Mixed(Mixin, adapted.AdamW):
+        pass
+
+    class Same(adapted.AdamW):
+        pass
+
+    for cls in (Halved, Further, Mixed):
+        assert list(inspect.signature(cls).parameters) == ["params", "rate"]
+    assert inspect.signature(Same) == inspect.signature(adapted.AdamW)
+
+
 @pytest.mark.parametrize("way", ["foreach", "fused", "capturable"])
 def test_arguments_that_choose_an_implementation_change_nothing(way: str) -> None:
     plain, chosen = parameters(), parameters()

@@ -52,15 +52,16 @@ class Fused(torch.optim.Optimizer):
     ema: float | None = None
 
     def __init_subclass__(cls) -> None:
-        """Show PyTorch's signature, with the arguments that it lacks."""
-        if "__init__" in vars(cls):
-            return
-        own = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
-            for name in ("max_norm", "ema")
-        ]
-        _, *theirs = inspect.signature(super().__init__).parameters.values()
-        cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
+        """Show PyTorch's signature, with the arguments that it lacks, unless __init__ is one's own."""
+        shown = None  # Python's own way; without it, another would be inherited
+        if cls.__init__ is Fused.__init__:
+            own = [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
+                for name in ("max_norm", "ema")
+            ]
+            _, *theirs = inspect.signature(super().__init__).parameters.values()
+            shown = inspect.Signature([*theirs, *own])
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def __init__(
         self, *args: Any, max_norm: float | None = None, ema: float | None = None, **kwargs: Any

@@ -451,6 +451,20 @@ def test_signatures_of_classes_of_one_s_own() -> None:
     assert inspect.signature(Same) == inspect.signature(adapted.AdamW)
 
 
+def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
+    known = {}
+
+    class Registered:
+        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            known[key] = cls
+
+    class Own(adapted.AdamW, Registered, key="own"):
+        pass
+
+    assert known == {"own": Own}
+
+
 @pytest.mark.parametrize("way", ["foreach", "fused", "capturable"])
 def test_arguments_that_choose_an_implementation_change_nothing(way: str) -> None:
     plain, chosen = parameters(), parameters()

@@ -51,8 +51,9 @@ class Fused(torch.optim.Optimizer):
     max_norm: float | None = None
     ema: float | None = None
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show PyTorch's signature, with the arguments that it lacks, unless __init__ is one's own."""
+        super().__init_subclass__(**kwargs)
         shown = None  # Python's own way; without it, another would be inherited
         if cls.__init__ is Fused.__init__:
             own = [

@@ -684,6 +684,24 @@ def test_a_state_of_another_shape_is_refused(name: str) -> None:
                 step(optimizer, 1)
 
 
+@pytest.mark.parametrize("way", ["loaded", "by hand"])
+@pytest.mark.parametrize("name", ["Adam", "NAdam"])
+def test_counts_of_one_dimension(name: str, way: str) -> None:
+    """As in states of older PyTorchs, fused or capturable, and as programs make that share them."""
+    ours, theirs = both(name, [(3,), (1,), ()], lr=0.1)
+    for each in (ours, theirs):
+        step(each, 0)
+        saved = each.state_dict()
+        for state in saved["state"].values():  # the very dicts of each.state
+            for count in {"step", "mu_product"} & state.keys():
+                state[count] = state[count].reshape(1).clone()
+        if way == "loaded":
+            each.load_state_dict(saved)
+        step(each, 1)
+        step(each, 2)
+    assert_same(ours, theirs)
+
+
 def test_groups_that_become_differentiable_are_refused() -> None:
     optimizer = adapted.Adam([parameter(2)])
     optimizer.add_param_group({"params": [parameter(3)], "differentiable": True})

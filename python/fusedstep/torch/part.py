@@ -151,6 +151,8 @@ class Part:
         return live
 
     def _copy_state(self, index: int, name: str, tensor: Tensor, value: Tensor) -> None:
+        if name in ("step", "mu_product") and value.numel() == 1:
+            value = value.reshape(())  # of shape (1,) of older PyTorchs, fused or capturable
         if value.shape != tensor.shape:
             title = title_of(self.params[index], self.names[index])
             raise ValueError(

@@ -97,6 +97,25 @@ def test_gaussians_that_are_pruned_and_added() -> None:
     assert_same(*optimizers)
 
 
+@pytest.mark.parametrize("way", ["materialized", "replaced"])
+def test_a_lazy_parameter_that_sees_no_input_before_the_first_step(way: str) -> None:
+    results = []
+    for library in (adapted, torch.optim):
+        torch.manual_seed(0)
+        known, lazy = torch.nn.Linear(3, 1), torch.nn.LazyLinear(1)
+        optimizer = library.Adam([*known.parameters(), *lazy.parameters()], lr=0.1)
+        for module in (known, known, lazy, known):
+            if module is lazy and way == "replaced":
+                lazy = module = torch.nn.Linear(1, 1)
+                optimizer.param_groups[0]["params"][2:] = module.parameters()
+            optimizer.zero_grad()
+            module(torch.ones(2, 1 if module is lazy else 3)).sum().backward()
+            optimizer.step()
+        results.append([*known.parameters(), *lazy.parameters()])
+    for p, q in zip(*results, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
+
+
 def test_groups_and_lists_in_the_place_of_others() -> None:
     """Also where Python gives a new one the id of one that is gone."""
     ours, theirs = both("Adam", [(2,)])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from fusedstep import _native
 from fusedstep.checks import real_in
@@ -242,8 +243,11 @@ class _Seen:
         self.settings = self.settings_of(optimizer)
         self.groups = list(optimizer.param_groups)
         self.members = [group["params"][:] for group in self.groups]
-        self.single = [
-            (g, k) for g, members in enumerate(self.members) for k, p in enumerate(members) if p.numel() == 1
+        self.single = [  # or may be, once its module sees an input
+            (g, k)
+            for g, members in enumerate(self.members)
+            for k, p in enumerate(members)
+            if is_lazy(p) or p.numel() == 1
         ]
         self.state = optimizer.state
         self.count = len(self.state)  # after the last step
@@ -276,6 +280,6 @@ class _Seen:
         try:
             if self.members != [group["params"] for group in groups]:
                 return False
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # the latter of lazy ones
             return False
         return all(self.members[g][k] is groups[g]["params"][k] for g, k in self.single)

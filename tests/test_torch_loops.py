@@ -211,6 +211,20 @@ def test_state_is_live() -> None:
     assert torch.equal(params[0], before[0] - gradient)
 
 
+def test_the_state_of_a_parameter_outlives_the_tensors_in_it() -> None:
+    ours, first, reference, theirs = pair("Adam")
+    walk(ours, first, range(1))
+    walk(reference, theirs, range(1))
+    kept, expected = ours.state[first[0]], reference.state[theirs[0]]
+    for optimizer, params in ((ours, first), (reference, theirs)):
+        params.append(torch.nn.Parameter(torch.ones(2)))
+        optimizer.add_param_group({"params": params[-1:]})
+        walk(optimizer, params, range(1, 3))
+    assert kept is ours.state[first[0]]
+    assert kept["step"] == 3
+    assert_close([kept["exp_avg"]], [expected["exp_avg"]])
+
+
 def test_a_parameter_that_gets_other_memory_keeps_its_state() -> None:
     """As after model.to() or a weight that was loaded by assignment."""
     optimizer, ours, peer, theirs = pair("Adam")

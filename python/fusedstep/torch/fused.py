@@ -22,7 +22,7 @@ class Fused(torch.optim.Optimizer):
     ``step`` makes one native call for all parameters of a device, whatever their groups' numbers, and more
     only where groups ask for other rules (``amsgrad``, ``nesterov``, ``maximize``, momentum or none). The
     tensors in ``state`` are float64 for float64 parameters and float32 for all others, and live: steps
-    change them in place.
+    change them in place, until one finds other parameters, groups or memory, and puts others there.
 
     Args:
         max_norm: scale all gradients of a step down together, by one factor inside the step, where their

@@ -599,6 +599,12 @@ def test_refusals_speak_of_parameters() -> None:
         "SGD.step: parameter 'p0' and parameter 'p1' share memory; every parameter must have its own"
     )
     assert refusal(first, lr=1e300) == "SGD: lr must be finite in float32, got 1e+300"
+    for lr, product in ((0.5, "0.5 * inf"), (1.0, "inf")):
+        optimizer = adapted.AdamW([first], lr=lr)
+        optimizer.param_groups[0]["weight_decay"] = float("inf")
+        with pytest.raises(ValueError, match="must be finite") as refused:
+            optimizer.step()
+        assert str(refused.value) == f"AdamW: lr times weight_decay must be finite in float32, got {product}"
     third = torch.nn.Parameter(torch.ones(3))
     third.grad = second.data
     assert refusal(first, third) == (

@@ -42,7 +42,8 @@ NUMBERS: dict[str, Callable[[Group], float]] = {
 WORDS = {
     ".apply: ": ".step: ",
     ".build: ": ".step: ",
-    "learning_rate times a variable's multiplier must": "lr must",
+    "learning_rate times a variable's multiplier": "lr",
+    "learning_rate times weight_decay": "lr times weight_decay",
     "got 1.0 * ": "got ",
     "forget(variables) and build again": "make a new optimizer",
     "every variable": "every parameter",

@@ -721,6 +721,21 @@ def test_counts_of_one_dimension(name: str, way: str) -> None:
     assert_same(ours, theirs)
 
 
+def test_a_state_is_read_where_it_is_whatever_the_default_device() -> None:
+    ours, theirs = both("Adam", [(3,), (2,)])
+    for each in (ours, theirs):
+        step(each, 0)
+        each.load_state_dict(copy.deepcopy(each.state_dict()))
+        each.state[params_of(each)[0]]["step"] = (
+            1 if each is ours else torch.tensor(1.0)
+        )  # as ever, in old code
+        for p in params_of(each):
+            p.grad = torch.ones(p.shape)
+        with torch.device("meta"):
+            each.step()
+    assert_same(ours, theirs)
+
+
 def test_groups_that_become_differentiable_are_refused() -> None:
     optimizer = adapted.Adam([parameter(2)])
     optimizer.add_param_group({"params": [parameter(3)], "differentiable": True})

@@ -144,7 +144,9 @@ class Part:
         for name, tensor in live.items():
             value = state.get(name)
             if value is not None:
-                self._copy_state(index, name, tensor, torch.as_tensor(value))
+                # (Not on the default device, whither as_tensor takes even tensors.)
+                given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+                self._copy_state(index, name, tensor, given)
                 if not optimizer._counts_in_state and name != "ema":
                     updates.fill_(1)  # all that counts there is whether it is the first
             elif name in optimizer._initial:

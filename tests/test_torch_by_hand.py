@@ -743,6 +743,15 @@ def test_groups_that_become_differentiable_are_refused() -> None:
         step(optimizer, 0)
 
 
+def test_a_state_of_a_differentiable_optimizer_can_be_loaded() -> None:
+    ours = adapted.Adam([parameter(2)])
+    ours.load_state_dict(torch.optim.Adam([parameter(2)], differentiable=True).state_dict())
+    with pytest.raises(ValueError, match="set it to False in the param_groups where a loaded state"):
+        step(ours, 0)
+    ours.param_groups[0]["differentiable"] = False
+    step(ours, 0)
+
+
 def test_two_optimizers_over_one_state() -> None:
     ours, theirs = both("Adam", [(3,)])
     for each in (ours, theirs):

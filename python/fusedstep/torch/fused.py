@@ -82,8 +82,8 @@ class Fused(torch.optim.Optimizer):
             self.ema = real_in(self.ema, f"{who}: ema", "[0, 1]")
         if any(group.get("differentiable") for group in self.param_groups):
             raise ValueError(
-                f"{who}: differentiable is True, but steps are not recorded by autograd; leave it out, or use"
-                f" torch.optim.{who}"
+                f"{who}: differentiable is True, but steps are not recorded by autograd; leave it out, set it"
+                " to False in the param_groups where a loaded state has brought it, or use torch.optim"
             )
 
     def _rule(self, group: Group) -> str:

@@ -380,6 +380,31 @@ def test_averages() -> None:
     assert equal(params, now)
 
 
+class Wrapper:
+    """As Lightning wraps optimizers: derived from their class, with no attributes of theirs."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.__class__ = type("Wrapped", (Wrapper, type(optimizer)), {})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def test_a_wrapper_that_asks_the_optimizer_for_what_it_lacks() -> None:
+    params = parameters()
+    optimizer = adapted.Adam(params, max_norm=1.0, ema=0.9)
+    wrapped: Any = Wrapper(optimizer)
+    walk(wrapped, params, range(3))
+    assert (wrapped.max_norm, wrapped.ema) == (1.0, 0.9)
+    assert wrapped.gradient_norm == optimizer.gradient_norm is not None
+    with wrapped.averaged():
+        assert equal(params, [optimizer.state[p]["ema"] for p in params])
+
+
 def test_pytorch_has_neither_lion_nor_lamb() -> None:
     for cls in (adapted.Lion, adapted.Lamb):
         params = parameters()

@@ -46,11 +46,11 @@ class Fused(torch.optim.Optimizer):
     _counts_in_state: ClassVar[bool] = True  # whether PyTorch's state has "step"
     _initial: ClassVar[dict[str, str]] = {}  # where the defaults have the first value of what is in the state
 
-    # Not of PyTorch's pickles: made again when it is missing.
-    _parts: list[Part] | None = None
+    # No values here: Lightning's wrapper, derived from our class, asks the optimizer for what it lacks.
+    _parts: list[Part] | None
     _seen: "_Seen"
-    max_norm: float | None = None
-    ema: float | None = None
+    max_norm: float | None
+    ema: float | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show PyTorch's signature, with the arguments that it lacks, unless __init__ is one's own."""
@@ -68,6 +68,7 @@ class Fused(torch.optim.Optimizer):
     def __init__(
         self, *args: Any, max_norm: float | None = None, ema: float | None = None, **kwargs: Any
     ) -> None:
+        self._parts = None
         super().__init__(*args, **kwargs)
         self._step_supports_amp_scaling = False  # a GradScaler divides the gradients itself
         self.max_norm, self.ema = max_norm, ema

@@ -893,6 +893,20 @@ def test_averages_of_variables_that_were_never_trained(built: bool) -> None:
     assert [v.numpy().tobytes() for v in others] == [v.numpy().tobytes() for v in variables()]
 
 
+def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
+    known = {}
+
+    class Registered:
+        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            known[key] = cls
+
+    class Own(adapted.AdamW, Registered, key="own"):
+        pass
+
+    assert known == {"own": Own}
+
+
 def test_a_subclass_with_an_update_step_of_its_own_is_refused() -> None:
     """It was never called."""
 

@@ -287,6 +287,20 @@ def test_a_new_default_of_the_learning_rate(value: Any) -> None:
     assert (Slow().learning_rate, Slow(Halving()).clone().learning_rate) == (0.5, 0.5)
 
 
+def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
+    known = {}
+
+    class Registered:
+        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            known[key] = cls
+
+    class Own(AdamW, Registered, key="own"):
+        pass
+
+    assert known == {"own": Own}
+
+
 def test_an_interrupt_right_after_the_first_step_leaves_what_it_did() -> None:
     """A signal comes when the native call is over, and finds the step taken."""
 

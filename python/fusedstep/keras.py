@@ -78,13 +78,13 @@ class Fused(keras.optimizers.Optimizer):
     _core_class: ClassVar[type[fusedstep.Optimizer]]
     _core_arguments: ClassVar[dict[str, Any]] = {}  # that choose Keras' formula
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the signature of Keras' class, and refuse what steps would not call.
 
         Raises:
             TypeError: the class has an ``update_step`` of its own.
         """
-        super().__init_subclass__()
+        super().__init_subclass__(**kwargs)
         if any("update_step" in vars(one) for one in cls.__mro__[: cls.__mro__.index(Fused)]):
             raise TypeError(
                 f"{cls.__name__}: update_step is overridden, but a step is one native call, which calls no"

@@ -28,8 +28,9 @@ class Declared:
 
     _hyperparameters: ClassVar[dict[str, "Hyperparameter[Any] | LearningRate"]] = {}
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Derive the signature from the declarations: the learning rate, the class's own, the base's."""
+        super().__init_subclass__(**kwargs)
         for name, value in vars(cls).items():
             is_plain = isinstance(value, (bool, int, float, str, type(None)))
             if name == "learning_rate" and (is_plain or isinstance(value, Hyperparameter)):

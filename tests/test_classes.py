@@ -727,3 +727,28 @@ def test_ftrl_weights_that_l1_outweighs_are_exactly_zero() -> None:
     opt.apply([np.array([0.5, -0.5, 4.0])], [w])
     assert (w[:2] == 0).all()
     assert w[2] < 0
+
+
+def test_signatures_of_classes_of_one_s_own() -> None:
+    """Also those of further classes, and of an __init__ that comes from a class before ours."""
+
+    class Halved(AdamW):
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)
+
+    class Further(Halved):
+        pass
+
+    class Mixin:
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)  # type: ignore[call-arg]
+
+    class Mixed(Mixin, AdamW):
+        pass
+
+    class Same(AdamW):
+        pass
+
+    for cls in (Halved, Further, Mixed):
+        assert list(inspect.signature(cls).parameters) == ["rate"]
+    assert inspect.signature(Same) == inspect.signature(AdamW)

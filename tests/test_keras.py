@@ -893,6 +893,31 @@ def test_averages_of_variables_that_were_never_trained(built: bool) -> None:
     assert [v.numpy().tobytes() for v in others] == [v.numpy().tobytes() for v in variables()]
 
 
+def test_signatures_of_classes_of_one_s_own() -> None:
+    """Also those of further classes, and of an __init__ that comes from a class before ours."""
+
+    class Halved(adapted.AdamW):
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)
+
+    class Further(Halved):
+        pass
+
+    class Mixin:
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)  # type: ignore[call-arg]
+
+    class Mixed(Mixin, adapted.AdamW):
+        pass
+
+    class Same(adapted.AdamW):
+        pass
+
+    for cls in (Halved, Further, Mixed):
+        assert list(inspect.signature(cls).parameters) == ["rate"]
+    assert inspect.signature(Same) == inspect.signature(adapted.AdamW)
+
+
 def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
     known = {}
 

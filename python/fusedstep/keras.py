@@ -90,9 +90,11 @@ class Fused(keras.optimizers.Optimizer):
                 f"{cls.__name__}: update_step is overridden, but a step is one native call, which calls no"
                 " other; override apply, which has the gradients, or derive from a class of keras.optimizers"
             )
-        if "__init__" not in vars(cls):
+        shown = None  # Python's own way; without it, another would be inherited
+        if cls.__init__ is Fused.__init__:
             _, *theirs = inspect.signature(super().__init__).parameters.values()
-            cls.__signature__ = inspect.Signature(theirs)  # type: ignore[attr-defined]
+            shown = inspect.Signature(theirs)
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

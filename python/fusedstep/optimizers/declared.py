@@ -50,8 +50,8 @@ class Declared:
                 if isinstance(value, (Hyperparameter, LearningRate)):
                     declared.setdefault(name, value)
         cls._hyperparameters = {"learning_rate": declared["learning_rate"]} | declared
-        if "__init__" in vars(cls):  # that says what it takes
-            own = inspect.signature(vars(cls)["__init__"])
+        if cls.__init__ is not Declared.__init__:  # that says what it takes
+            own = inspect.signature(cls.__init__)
             cls.__signature__ = own.replace(  # type: ignore[attr-defined]
                 parameters=list(own.parameters.values())[1:], return_annotation=inspect.Signature.empty
             )

@@ -760,3 +760,18 @@ def test_two_optimizers_over_one_state() -> None:
         for k in range(1, 6):
             step(other if k % 2 else each, k)
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("beta", [1.0, float("nan"), -0.5])
+def test_betas_out_of_their_interval_are_refused_before_anything_changes(beta: float) -> None:
+    """PyTorch divides by zero for 1, when some parameters have been updated."""
+    optimizer = adapted.Adam([parameter(2)])
+    step(optimizer, 0)
+    (p,) = optimizer.param_groups[0]["params"]
+    before, optimizer.param_groups[0]["betas"] = p.detach().clone(), (beta, 0.9)
+    with pytest.raises(ValueError, match=r"the betas of a group must be in \[0, 1\), got"):
+        step(optimizer, 1)
+    assert torch.equal(p, before)
+    optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+    step(optimizer, 1)
+    assert not torch.equal(p, before)

@@ -116,3 +116,8 @@ def test_nothing_is_shared_between_targets(compiled: Compiled) -> None:
     code = run("objdump", "-d", compiled.made).stdout
     assert re.search(r"\bv?sqrtps\b", code)
     assert not re.search(r"\bvf(n?m)(add|sub)", code), "contracted to fma"
+
+
+def test_memory_is_asked_for_ahead(compiled: Compiled) -> None:
+    """GCC dropped calls of functions that do nothing else."""
+    assert run("objdump", "-d", compiled.made).stdout.count("prefetch") > 2 * RULES

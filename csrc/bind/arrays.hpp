@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/step.hpp"
+#include "cpu/prefetch.hpp"
 
 namespace fusedstep {
 
@@ -118,12 +119,12 @@ void* current_stream(PyObject* object, Device device);
 
 // Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here.
 inline void prefetch_array(PyObject* object) {
-  __builtin_prefetch(object);
-  __builtin_prefetch(reinterpret_cast<const char*>(object) + 64);
+  baseline::prefetch(object);
+  baseline::prefetch(reinterpret_cast<const char*>(object) + 64);
 }
 inline void prefetch_shape(PyObject* object) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type) {
-    __builtin_prefetch(py::detail::array_proxy(object)->dimensions);
+    baseline::prefetch(py::detail::array_proxy(object)->dimensions);
   }
 }
 
@@ -138,7 +139,7 @@ void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count)
   PyObject* const object = object_at(i + near);
   if (Py_TYPE(object)->tp_basicsize < static_cast<py::ssize_t>(sizeof(PyObject) + sizeof(char*))) return;
   const char* const behind = *reinterpret_cast<char* const*>(object + 1);
-  for (int line = 0; line < 3; ++line) __builtin_prefetch(behind + line * 64);
+  for (int line = 0; line < 3; ++line) baseline::prefetch(behind + line * 64);
 }
 
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".

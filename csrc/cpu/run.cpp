@@ -11,6 +11,7 @@
 #include "core/slices.hpp"
 #include "core/tree.hpp"
 #include "cpu/float_environment.hpp"
+#include "cpu/prefetch.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -104,6 +105,7 @@ void make_leaf_sums(const Step& step, const Norms& norms, std::vector<double>& s
 bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begin, Place end) {
   bool finite = true;
   for_arrays(step, begin, end, [&](std::size_t i, std::int64_t first, std::int64_t last) {
+    if (i + baseline::arrays_ahead < step.count) baseline::prefetch_gradient(step, i + baseline::arrays_ahead);
     if (step.gradients[i].data == nullptr) return;
     double* const sums = norms.leaf_sums.data() + norms.leaves_before[i];
     std::int64_t after = first;  // the last leaf that was summed

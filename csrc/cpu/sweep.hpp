@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/options.hpp"
+#include "cpu/prefetch.hpp"
 #include "cpu/tile.hpp"
 
 namespace fusedstep::FUSEDSTEP_TARGET {
@@ -168,6 +169,10 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   const bool unscaled = !staged && !stages.factor.on;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
+    if (i + arrays_ahead < run.begin + run.count) {
+      prefetch_variable(step, i + arrays_ahead);
+      prefetch_gradient(step, i + arrays_ahead);
+    }
     const Array& array = step.arrays[i];
     const Gradient& gradient = step.gradients[i];
     const std::int64_t begin = i == run.begin ? run.first : 0;

@@ -281,7 +281,9 @@ class Part:
         for *_, hyperparameters in numbers:  # which may have been set by hand
             for name, value in zip(self.hyperparameters, hyperparameters, strict=True):
                 if name.startswith("beta_") and not 0 <= value < 1:
-                    raise ValueError(f"{self.who}.step: the betas of a group must be in [0, 1), got {value!r}")
+                    raise ValueError(
+                        f"{self.who}.step: the betas of a group must be in [0, 1), got {value!r}"
+                    )
         return [
             _native.Group(*numbers[group], late, product)
             for (group, late), product in zip(self.classes, carried, strict=True)

@@ -9,7 +9,6 @@
 #include <string>
 
 #include "core/step.hpp"
-#include "cpu/prefetch.hpp"
 
 namespace fusedstep {
 
@@ -117,14 +116,15 @@ bool is_immutable_view(PyObject* object);
 // The stream on which the library of this GPU array puts its work now.
 void* current_stream(PyObject* object, Device device);
 
-// Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here.
-inline void prefetch_array(PyObject* object) {
-  baseline::prefetch(object);
-  baseline::prefetch(reinterpret_cast<const char*>(object) + 64);
+// Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here. (Always
+// inlined, as the next two: GCC drops calls of functions that do nothing else.)
+[[gnu::always_inline]] inline void prefetch_array(PyObject* object) {
+  __builtin_prefetch(object);
+  __builtin_prefetch(reinterpret_cast<const char*>(object) + 64);
 }
-inline void prefetch_shape(PyObject* object) {
+[[gnu::always_inline]] inline void prefetch_shape(PyObject* object) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type) {
-    baseline::prefetch(py::detail::array_proxy(object)->dimensions);
+    __builtin_prefetch(py::detail::array_proxy(object)->dimensions);
   }
 }
 
@@ -132,14 +132,14 @@ inline void prefetch_shape(PyObject* object) {
 // PyTorch's begins with a pointer to all that a view is made of; of another library's something else is fetched, which
 // does no harm.
 template <class ObjectAt>
-void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count) {
+[[gnu::always_inline]] inline void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count) {
   constexpr std::size_t far = 16, near = 8;
   if (i + far < count) prefetch_array(object_at(i + far));
   if (i + near >= count) return;
   PyObject* const object = object_at(i + near);
   if (Py_TYPE(object)->tp_basicsize < static_cast<py::ssize_t>(sizeof(PyObject) + sizeof(char*))) return;
   const char* const behind = *reinterpret_cast<char* const*>(object + 1);
-  for (int line = 0; line < 3; ++line) baseline::prefetch(behind + line * 64);
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(behind + line * 64);
 }
 
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".

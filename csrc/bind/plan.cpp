@@ -61,7 +61,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
     check_updatable(object, view, what);
     ArrayView plain;
     plain_numpy_ &= read_plain_array(object.ptr(), plain);
-    built_.push_back({object, view.ndim, shapes_.size(), view.device, is_immutable_view(object.ptr())});
+    built_.push_back({object, view.ndim, shapes_.size(), view.device, is_immutable_view(object.ptr()), false});
     shapes_.insert(shapes_.end(), view.shape, view.shape + view.ndim);
     arrays_.push_back(
         {view.data, view.size(), 0, view.dtype, compute_type_of(view.dtype), 0, static_cast<std::uint32_t>(i)});
@@ -77,7 +77,6 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   gradients_.resize(count);
   same_gradients_.resize(plain_numpy_ ? 0 : count);
   cost_before_.resize(count + 1);
-  frozen_.resize(count);
   norms_.factors.resize(count);
 }
 

@@ -121,6 +121,7 @@ class Plan {
     std::size_t first_dimension;  // in shapes_
     Device device;
     bool stays_as_it_is;  // the object's view of its memory
+    bool frozen;
   };
 
   struct Call;
@@ -147,6 +148,8 @@ class Plan {
   bool is_used_in_place(const ArrayView& view) const {
     return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
   }
+  bool is_ordinary(PyObject* gradient, std::size_t index, ArrayView& view);
+  bool is_ordinary_of_frozen(PyObject* gradient, std::size_t index);
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
   bool take_ordinary_with_care(PyObject* gradient, std::size_t index);
@@ -221,7 +224,6 @@ class Plan {
   std::vector<Group> groups_{1};              // what arrays_[i].settings counts
   std::vector<double> largest_of_groups_{0};  // number in what their variables are computed in, but frozen ones
   bool divides_by_learning_rate_ = false;     // the rule
-  std::vector<bool> frozen_;
 
   std::vector<Built> built_;
   std::vector<py::ssize_t> shapes_;

@@ -141,7 +141,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   if (!built.stays_as_it_is && (!read(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
   if (gradient == Py_None) return !had_gradient;
-  const bool frozen = frozen_[index];
+  const bool frozen = built.frozen;
   if (had_gradient == frozen) return false;
   py::object& same = same_gradients_[index];
   if (same && refers_to(same.ptr(), gradient)) return true;

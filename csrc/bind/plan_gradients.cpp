@@ -181,7 +181,7 @@ void Plan::take_replicas(Call& call, std::vector<Items>& others) {
       if (items[position] == Py_None) continue;
       ++call.given;
       const Gradient gradient = take_gradient(items[position], index, position, list.c_str(), call);
-      if (frozen_[index]) continue;
+      if (built_[index].frozen) continue;
       // The first list has a gradient wherever any of them has one.
       const bool is_first = call.gradients[index].data == nullptr;
       call.gradients[(is_first ? 0 : replica) * count() + index] = gradient;

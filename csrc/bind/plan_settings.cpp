@@ -61,8 +61,8 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   }
   refuse_moves_while_capturing(of);
   // Nothing can be refused from here on.
-  frozen_.assign(count(), settings.frozen);
-  for (const auto& [index, its] : own) frozen_[index] = its.frozen;
+  for (Built& built : built_) built.frozen = settings.frozen;
+  for (const auto& [index, its] : own) built_[index].frozen = its.frozen;
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   options_ = options;
@@ -104,7 +104,7 @@ void Plan::look_at_groups() {
   divides_by_learning_rate_ = rule().divides_by_learning_rate;
   largest_of_groups_.assign(groups_.size(), std::numeric_limits<double>::infinity());
   for (const Array& array : arrays_) {
-    if (frozen_[array.number]) continue;
+    if (built_[array.number].frozen) continue;
     const bool in_float32 = array.compute == compute_float32;
     const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
     largest_of_groups_[array.settings] = std::min(largest_of_groups_[array.settings], largest);

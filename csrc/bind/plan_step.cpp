@@ -78,6 +78,18 @@ void Plan::set_gradient(std::size_t index, Gradient gradient) {
   current = gradient;
 }
 
+inline bool Plan::is_ordinary(PyObject* gradient, std::size_t index, ArrayView& view) {
+  const Built& built = built_[index];
+  return read_plain_array(gradient, view) && view.has_shape(built.ndim, shape_of(built)) && is_used_in_place(view) &&
+         written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype));
+}
+
+// Which is checked, and not used. (Not inlined: it would hold up all others.)
+[[gnu::noinline]] bool Plan::is_ordinary_of_frozen(PyObject* gradient, std::size_t index) {
+  ArrayView view;
+  return is_ordinary(gradient, index, view);
+}
+
 // What nearly every array of nearly every step is: a variable in its place, unchanged, with a plain
 // gradient if it had one in the call before. Anything else, good or bad, is looked at with care. Many
 // threads may be here while the calling one has the GIL: Python's objects are only read, and what is noted of an array
@@ -87,14 +99,9 @@ inline bool Plan::take_ordinary(PyObject* gradient, std::size_t index) {
   if (!read_plain_array(built_[index].object.ptr(), view) || !is_unchanged(index, view)) return false;
   const bool had_gradient = gradients_[index].data != nullptr;
   if (gradient == Py_None) return !had_gradient;
-  const bool frozen = frozen_[index];  // then the gradient is checked, and not used
-  const Built& built = built_[index];
-  if (had_gradient == frozen || !read_plain_array(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      !is_used_in_place(view)) {
-    return false;
-  }
-  if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
-  if (!frozen) set_gradient(index, {view.data, nullptr, view.dtype});
+  if (built_[index].frozen) return !had_gradient && is_ordinary_of_frozen(gradient, index);
+  if (!had_gradient || !is_ordinary(gradient, index, view)) return false;
+  set_gradient(index, {view.data, nullptr, view.dtype});
   return true;
 }
 
@@ -227,7 +234,7 @@ void Plan::take_all(Call& call, std::vector<Items>& others) {
       gradient = take_gradient(call.grads[position], index, position, "grads", call);
       ++call.given;
     }
-    set_gradient(index, frozen_[index] ? Gradient{nullptr, nullptr, DType::float32} : gradient);
+    set_gradient(index, built_[index].frozen ? Gradient{nullptr, nullptr, DType::float32} : gradient);
     call.index_of_position.push_back(index);
   }
   for (std::size_t index = call.seen.empty() ? given : 0; index < count(); ++index) {

@@ -169,10 +169,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   const bool unscaled = !staged && !stages.factor.on;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
-    if (i + arrays_ahead < run.begin + run.count) {
-      prefetch_variable(step, i + arrays_ahead);
-      prefetch_gradient(step, i + arrays_ahead);
-    }
+    if (i + arrays_ahead < run.begin + run.count) prefetch_array(step, i + arrays_ahead);
     const Array& array = step.arrays[i];
     const Gradient& gradient = step.gradients[i];
     const std::int64_t begin = i == run.begin ? run.first : 0;

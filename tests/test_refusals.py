@@ -1221,6 +1221,7 @@ fusedstep.SGD().build([np.zeros(3, int)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes memory, too")
 def test_slots_that_memory_does_not_suffice_for() -> None:
     script = """
 import resource

@@ -135,3 +135,18 @@ def random_array(rng: np.random.Generator, shape: Any, dtype: Any, special: bool
         values = np.where(places, rng.choice(chosen, shape), values)
     with np.errstate(all="ignore"):
         return np.asarray(values).astype(dtype)
+
+
+def check_that_other_bases_hear_of_subclasses(cls: type) -> None:
+    """Of a class that has them beside `cls`, through __init_subclass__, with its keywords."""
+    known = {}
+
+    class Registered:
+        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            known[key] = cls
+
+    class Own(cls, Registered, key="own"):  # type: ignore[misc]
+        pass
+
+    assert known == {"own": Own}

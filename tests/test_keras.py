@@ -18,6 +18,7 @@ if keras.backend.backend() != "torch":
 
 import fusedstep  # noqa: E402
 import fusedstep.keras as adapted  # noqa: E402
+from conftest import check_that_other_bases_hear_of_subclasses  # noqa: E402
 
 Array = npt.NDArray[Any]
 
@@ -919,17 +920,7 @@ def test_signatures_of_classes_of_one_s_own() -> None:
 
 
 def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
-    known = {}
-
-    class Registered:
-        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
-            super().__init_subclass__(**kwargs)
-            known[key] = cls
-
-    class Own(adapted.AdamW, Registered, key="own"):
-        pass
-
-    assert known == {"own": Own}
+    check_that_other_bases_hear_of_subclasses(adapted.AdamW)
 
 
 def test_a_subclass_with_an_update_step_of_its_own_is_refused() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from conftest import check_that_other_bases_hear_of_subclasses
 from fusedstep import (
     SGD,
     Adagrad,
@@ -288,17 +289,7 @@ def test_a_new_default_of_the_learning_rate(value: Any) -> None:
 
 
 def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
-    known = {}
-
-    class Registered:
-        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
-            super().__init_subclass__(**kwargs)
-            known[key] = cls
-
-    class Own(AdamW, Registered, key="own"):
-        pass
-
-    assert known == {"own": Own}
+    check_that_other_bases_hear_of_subclasses(AdamW)
 
 
 def test_an_interrupt_right_after_the_first_step_leaves_what_it_did() -> None:

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import fusedstep.torch as adapted  # noqa: E402
+from conftest import check_that_other_bases_hear_of_subclasses  # noqa: E402
 
 NAMES = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam"]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -491,17 +492,7 @@ def test_signatures_of_classes_of_one_s_own() -> None:
 
 
 def test_other_bases_of_a_class_of_one_s_own_hear_of_it() -> None:
-    known = {}
-
-    class Registered:
-        def __init_subclass__(cls, key: str, **kwargs: Any) -> None:
-            super().__init_subclass__(**kwargs)
-            known[key] = cls
-
-    class Own(adapted.AdamW, Registered, key="own"):
-        pass
-
-    assert known == {"own": Own}
+    check_that_other_bases_hear_of_subclasses(adapted.AdamW)
 
 
 @pytest.mark.parametrize("way", ["foreach", "fused", "capturable"])

@@ -104,9 +104,8 @@ def serve(connection: Connection) -> None:
     """Answer questions until the parent has gone. Garbage is collected when a contestant comes or goes."""
     gc.disable()
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a terminal sends it to all; the parent says what is to end
+        # A terminal sends it to all; the parent says what is to end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     from bench.contestants import make
 
     made: dict[int, Contestant] = {}

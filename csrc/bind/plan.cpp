@@ -2,8 +2,6 @@
 #include "bind/plan.hpp"
 
 #include <algorithm>
-#include <limits>
-#include <string_view>
 
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"

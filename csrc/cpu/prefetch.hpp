@@ -1,5 +1,5 @@
 // Memory that is asked for before it is needed. GCC takes a function that does nothing else for one without effect, and
-// drops its calls: so these are always inlined, or do something else.
+// drops its calls: so these are always inlined.
 #pragma once
 
 #include "core/compiled_for.hpp"

@@ -39,22 +39,6 @@ FUSEDSTEP_HOST_DEVICE inline void load(const void* from, DType dtype, std::int64
   }
 }
 
-template <class Storage>
-inline void clear_all(void* memory, std::int64_t begin, std::int64_t size) {
-  Storage* const values = static_cast<Storage*>(memory) + begin;
-  for (std::int64_t i = 0; i < size; ++i) values[i] = Storage();
-}
-
-// Zeros into elements [begin, begin + size) of memory.
-[[gnu::noinline]] inline void clear(void* memory, DType dtype, std::int64_t begin, std::int64_t size) {
-  switch (dtype) {
-    case DType::float32: return clear_all<float>(memory, begin, size);
-    case DType::float64: return clear_all<double>(memory, begin, size);
-    case DType::float16: return clear_all<Float16>(memory, begin, size);
-    case DType::bfloat16: return clear_all<BFloat16>(memory, begin, size);
-  }
-}
-
 // Loads a tile of a gradient that has only some of its rows: zeros elsewhere.
 template <class C>
 [[gnu::noinline]] void load_rows(const Gradient& gradient, std::int64_t begin, C* to, std::int64_t size) {

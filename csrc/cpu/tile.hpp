@@ -1,6 +1,7 @@
 // A tile that stays in L1, on its way through the stages of core/stages.hpp.
 #pragma once
 
+#include "core/dtypes.hpp"
 #include "core/stages.hpp"
 #include "cpu/norm.hpp"
 
@@ -128,7 +129,9 @@ class Tile {
   }
   void clear_gradient() {
     const Gradient& gradient = step_.gradients[index_];
-    clear(const_cast<void*>(gradient.data), gradient.dtype, begin_, size_);
+    const std::int64_t bytes = bytes_of(gradient.dtype);  // of an element; zeros have no bits in any dtype
+    auto* const memory = static_cast<std::byte*>(const_cast<void*>(gradient.data));
+    __builtin_memset(memory + begin_ * bytes, 0, static_cast<std::size_t>(size_ * bytes));
   }
   void set_sum(const C* values) {
     C* const sum = slot(step_.accumulator);

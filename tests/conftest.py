@@ -103,6 +103,7 @@ STAGES: list[dict[str, Any]] = [
 OPTIONS: list[dict[str, Any]] = [
     {"clipnorm": 0.5},
     {"global_clipnorm": 2.0, "weight_decay": 0.01},
+    {"global_clipnorm": 2.0, "l2": 0.02},
     {"clipvalue": 0.25, "l2": 0.02},
     {"use_ema": True, "ema_momentum": 0.9},
     {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2, "weight_decay": 0.01},

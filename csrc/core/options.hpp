@@ -114,15 +114,15 @@ FUSEDSTEP_HOST_DEVICE inline Settings settings_of(const Options& options, const 
   return settings;
 }
 
-// Whether there is a stage but the factor, which may be 1, and the decay, which the CPU's bare loops have.
+// Whether there is a stage that the CPU's bare loops have not: they have the factor, and the L2 penalty or the decay.
 FUSEDSTEP_HOST_DEVICE inline bool any_other_stage(const Stages& stages) {
   return stages.clears_gradient || stages.unscale.on || stages.accumulation != Accumulation::off || stages.clip.on ||
-         stages.l2.on || stages.average != Average::off;
+         (stages.l2.on && stages.decay.on) || stages.average != Average::off;
 }
 
 // Whether there is more to do than the rule.
 FUSEDSTEP_HOST_DEVICE inline bool any_stage(const Stages& stages) {
-  return any_other_stage(stages) || stages.factor.on || stages.decay.on;
+  return any_other_stage(stages) || stages.factor.on || stages.l2.on || stages.decay.on;
 }
 
 // Counts a call that was made.

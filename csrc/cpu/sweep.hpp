@@ -1,8 +1,9 @@
 // The loop: one rule over consecutive elements, alone or between the stages of core/stages.hpp.
 //
-// Where no stage is on only the rule is left, over the whole slice: for variable and gradient of the compute type,
-// and for both in bfloat16, where a conversion costs two instructions and waiting for a tile's other streams costs
-// more. So it is with the decay alone, as AdamW has it. Else tiles that stay in L1 go through the stages.
+// With the stages that most steps have (the factor of a clipped norm or of a loss scale; an L2 penalty or the decay) it
+// is one pass over the whole slice: for variable and gradient of the compute type, and for both in bfloat16, where a
+// conversion costs two instructions and waiting for a tile's other streams costs more. Else tiles that stay in L1 go
+// through the stages.
 #pragma once
 
 #include <utility>
@@ -13,17 +14,23 @@
 
 namespace fusedstep::FUSEDSTEP_TARGET {
 
-// A rule after the decay of its variable: in registers what the stage and then the rule do to a tile.
-template <class Rule, class C>
-struct Decaying {
+// A rule after those stages that most steps have: in registers what the stages and then the rule do to a tile. (A
+// product with a factor of 1 changes nothing.)
+template <class Rule, class C, bool scales, bool penalizes, bool decays>
+struct Prepared {
   static constexpr auto slots = Rule::slots;
   Rule rule;
+  Preparation<C> preparation;
   C decay;
+
+  Prepared(const Rule& of_step, const Stages& stages, double factor)
+      : rule(of_step), preparation(stages, factor), decay(static_cast<C>(stages.decay.coefficient)) {}
 
   template <class... Slot>
   void operator()(C& p, C g, Slot&... slot) const {
-    p = decayed(p, decay);
-    rule(p, g, slot...);
+    const C h = preparation.template of<scales, false, penalizes>(g, p);
+    if constexpr (decays) p = decayed(p, decay);
+    rule(p, h, slot...);
   }
 };
 
@@ -166,7 +173,7 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
   static constexpr TileRule<C> tiles = tile_rule<Rule, C>();
   const Stages& stages = step.settings[step.arrays[run.begin].settings].stages;
   const bool staged = takes_two_passes<Rule> || any_other_stage(stages) || step.replicas > 1;
-  const bool unscaled = !staged && !stages.factor.on;
+  const bool unscaled = !stages.factor.on;
   const bool without_gradient = visits_without_gradient(stages);
   for (std::size_t i = run.begin; i < run.begin + run.count; ++i) {
     if (i + arrays_ahead < run.begin + run.count) prefetch_array(step, i + arrays_ahead);
@@ -178,28 +185,34 @@ void sweep_run(const void* rule, const Step& step, const Run& run) {
     C* slots[slot_count + 1] = {};
     for (int k = 0; k < slot_count; ++k) slots[k] = reinterpret_cast<C*>(step.slots[k] + array.slot_offset);
     const bool in_place = array.dtype == dtype_of(C());
-    const bool alone = unscaled || (!staged && factor_of(step, i, stages) == 1);
-    const bool direct = alone && gradient.rows == nullptr && array.dtype == gradient.dtype;
     if constexpr (!takes_two_passes<Rule>) {
-      const auto sweep_all = [&](const auto& in_registers) {
-        if (in_place) {
-          sweep_aligned(in_registers, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots,
-                        begin, end);
-        } else {
-          sweep_bfloat16(in_registers, array.variable, gradient.data, slots, begin, end);
-        }
-      };
-      if (direct && (in_place || array.dtype == DType::bfloat16)) {
+      const bool in_one_dtype = array.dtype == gradient.dtype;
+      if (!staged && in_one_dtype && gradient.rows == nullptr && (in_place || array.dtype == DType::bfloat16)) {
         const Rule in_registers = *static_cast<const Rule*>(rule);
-        if (stages.decay.on) {
-          sweep_all(Decaying<Rule, C>{in_registers, static_cast<C>(stages.decay.coefficient)});
+        const double factor = unscaled ? 1 : factor_of(step, i, stages);
+        const auto sweep_all = [&](const auto& prepared) {
+          if (in_place) {
+            sweep_aligned(prepared, static_cast<C*>(array.variable), static_cast<const C*>(gradient.data), slots, begin,
+                          end);
+          } else {
+            sweep_bfloat16(prepared, array.variable, gradient.data, slots, begin, end);
+          }
+        };
+        if (stages.l2.on) {
+          sweep_all(Prepared<Rule, C, true, true, false>(in_registers, stages, factor));
+        } else if (factor != 1 && stages.decay.on) {
+          sweep_all(Prepared<Rule, C, true, false, true>(in_registers, stages, factor));
+        } else if (factor != 1) {
+          sweep_all(Prepared<Rule, C, true, false, false>(in_registers, stages, factor));
+        } else if (stages.decay.on) {
+          sweep_all(Prepared<Rule, C, false, false, true>(in_registers, stages, factor));
         } else {
           sweep_all(in_registers);
         }
         continue;
       }
-      const bool only_rows = touched_rows(step, i) != nullptr && array.dtype == gradient.dtype;
-      if (alone && !stages.decay.on && in_place && only_rows) {
+      const bool alone = !staged && !stages.l2.on && !stages.decay.on && (unscaled || factor_of(step, i, stages) == 1);
+      if (alone && in_place && in_one_dtype && touched_rows(step, i) != nullptr) {
         sweep_rows<C>(tiles, rule, step, i, slots, slot_count, begin, end);
         continue;
       }

@@ -1220,16 +1220,27 @@ fusedstep.SGD().build([np.zeros(3, int)])
     assert done.stderr.splitlines()[-1].startswith("TypeError: SGD.build: variables[0] has dtype int64")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes memory, too")
-def test_slots_that_memory_does_not_suffice_for() -> None:
-    script = """
+# What follows in a script may take so many bytes more.
+LIMIT = """
 import resource
+with open("/proc/self/statm") as statm:
+    most = int(statm.read().split()[0]) * resource.getpagesize() + {more}
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+"""
+
+
+def limits_memory(test: Any) -> Any:
+    asan = "asan" in os.environ.get("LD_PRELOAD", "")
+    test = pytest.mark.skipif(asan, reason="the sanitizer takes memory, too")(test)
+    return pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")(test)
+
+
+@limits_memory
+def test_slots_that_memory_does_not_suffice_for() -> None:
+    script = f"""
 import numpy as np, fusedstep
 w = np.ones(25_000_000, np.float32)
-with open("/proc/self/statm") as statm:
-    used = int(statm.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, used + 100_000_000))
+{LIMIT.format(more=100_000_000)}
 opt = fusedstep.Adam()
 try:
     opt.apply([w], [w])
@@ -1242,6 +1253,27 @@ finally:
         "MemoryError: Adam.build: there is no memory for slots of 200000128 bytes;"
         " free some, or choose an optimizer or options with fewer slots"
     )
+
+
+@limits_memory
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_sums_that_memory_does_not_suffice_for(threads: str) -> None:
+    """Also on several threads, where no exception may leave what they do together."""
+    script = f"""
+import numpy as np, fusedstep
+fusedstep.SGD().apply([np.ones(10**6)], [np.ones(10**6)])  # makes OpenMP's threads
+w, g = np.zeros(10**9, np.float16), np.zeros(10**9, np.float16)  # of which no page is touched
+opt = fusedstep.SGD(global_clipnorm=1.0)
+opt.build([w])
+{LIMIT.format(more=500_000)}
+try:
+    opt.apply([g])
+finally:
+    print(opt.iterations, w[0])
+"""
+    done = python(script, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.strip() == "0 0.0"
+    assert done.stderr.splitlines()[-1].startswith("MemoryError")
 
 
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", "baseline "])

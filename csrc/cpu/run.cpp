@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <exception>
 
 #include "core/dtypes.hpp"
 #include "core/slices.hpp"
@@ -121,9 +122,20 @@ bool sum_leaves(const Step& step, const Target& target, Norms& norms, Place begi
   return finite;
 }
 
+// Room for all that is summed, made before anything changes: after that no memory can be missing.
+void make_room(const Step& step, bool two_passes, Norms& norms) {
+  if (!norms.wanted() && !two_passes) return;
+  count_leaves(step, norms);
+  norms.array_sums.resize(step.count);
+  if (norms.wanted()) make_leaf_sums(step, norms, norms.leaf_sums);
+  if (!two_passes) return;
+  make_leaf_sums(step, norms, norms.variable_squares);
+  make_leaf_sums(step, norms, norms.update_squares);
+  norms.ratios.resize(step.count);
+}
+
 // From the leaves' sums to the arrays', in norms.array_sums.
 void sum_arrays(const Step& step, Norms& norms, std::vector<double>& leaf_sums) {
-  norms.array_sums.resize(step.count);
   for (std::size_t i = 0; i < step.count; ++i) {
     const std::size_t leaves = norms.leaves_before[i + 1] - norms.leaves_before[i];
     norms.array_sums[i] =
@@ -176,15 +188,9 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
     return before.is_good == nullptr || before.is_good(before.context, first_beginning(begin), first_beginning(end));
   };
   const auto finish_check = [&] {
-    if (norms.wanted() || two_passes) count_leaves(step, norms);
-    if (norms.wanted()) make_leaf_sums(step, norms, norms.leaf_sums);
-    if (two_passes) {
-      make_leaf_sums(step, norms, norms.variable_squares);
-      make_leaf_sums(step, norms, norms.update_squares);
-      norms.ratios.resize(step.count);
-      ratios = {norms.leaves_before.data(), norms.variable_squares.data(), norms.update_squares.data(),
-                norms.ratios.data()};
-    }
+    make_room(step, two_passes, norms);
+    ratios = {norms.leaves_before.data(), norms.variable_squares.data(), norms.update_squares.data(),
+              norms.ratios.data()};
     if (before.all_good != nullptr) before.all_good(before.context);
   };
   const auto sum_share = [&](Place begin, Place end) {
@@ -224,6 +230,7 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
   [[maybe_unused]] std::atomic<bool> good{true}, finite{true};
   Outcome outcome = Outcome::done;
 #if defined(_OPENMP)
+  std::exception_ptr error;  // that there is no room for norms; it may not leave the region
 #pragma omp parallel num_threads(threads)
   {
     const int thread = omp_get_thread_num();
@@ -234,9 +241,11 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
     // From here on all threads agree on the outcome, which changes between barriers only.
 #pragma omp master
     {
-      if (good) {
-        finish_check();
-      } else {
+      if (!good) outcome = Outcome::not_good;
+      try {
+        if (good) finish_check();
+      } catch (...) {
+        error = std::current_exception();
         outcome = Outcome::not_good;
       }
     }
@@ -260,6 +269,7 @@ Outcome run(const Step& whole_step, const Target& target, const Before& before, 
       if (sweeps) sweep_share(true, begin, end);
     }
   }
+  if (error) std::rethrow_exception(error);
 #endif
   return outcome;
 }

@@ -847,6 +847,24 @@ def test_arguments_are_checked() -> None:
         adapted.Adam().stateless_apply([], [], [])
 
 
+def test_a_stateless_scope_is_refused() -> None:
+    """As MultiOptimizer.stateless_apply makes one: steps changed the variables and the values for them."""
+    targets, optimizer = variables(), adapted.Adam(0.1)
+    with keras.StatelessScope(), pytest.raises(NotImplementedError, match=r"Adam\.build: .*StatelessScope"):
+        optimizer.build(targets)
+    optimizer.build(targets)
+    values = [(v, v.value.clone()) for v in (*targets, *optimizer.variables)]
+    with (
+        keras.StatelessScope(values),
+        pytest.raises(NotImplementedError, match=r"Adam\.apply: .*StatelessScope.*use keras\.optimizers"),
+    ):
+        optimizer.apply(gradients(targets, 0), targets)
+    for v, value in values:
+        np.testing.assert_array_equal(v.numpy(), value.numpy(force=True))
+    assert int(optimizer.iterations) == 0
+    walk(optimizer, targets, range(1))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

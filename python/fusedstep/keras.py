@@ -31,6 +31,7 @@ if keras.backend.backend() != "torch":
     )
 
 import torch
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from torch.autograd.graph import increment_version
 
 from fusedstep.torch.layouts import odd_layout, place_of
@@ -125,9 +126,11 @@ class Fused(keras.optimizers.Optimizer):
         Raises:
             TypeError: a variable is of a dtype other than float32, float64, float16 and bfloat16.
             ValueError: a variable comes twice, or two share memory.
+            NotImplementedError: it is called in a keras.StatelessScope.
         """
         if self.built:
             return
+        self._refuse_scope("build")
         variables = list(variables)
         different(variables, f"{type(self).__name__}.build")
         updated = [v for v in variables if not self._overwrite_variable_with_gradient(v)]
@@ -193,6 +196,9 @@ class Fused(keras.optimizers.Optimizer):
             grads: a list of gradients, None for a variable that has none.
             trainable_variables: as many variables; those that were built if left out. Variables of another
                 model than before get counts and slots of their own.
+
+        Raises:
+            NotImplementedError: it is called in a keras.StatelessScope.
         """
         if torch.compiler.is_compiling():  # what is around the step; it is compiled itself already
             torch.compiler.disable(Fused._apply)(self, grads, trainable_variables)
@@ -200,6 +206,7 @@ class Fused(keras.optimizers.Optimizer):
             self._apply(grads, trainable_variables)
 
     def _apply(self, grads: Any, trainable_variables: Any) -> None:
+        self._refuse_scope("apply")
         one = self
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -317,6 +324,15 @@ class Fused(keras.optimizers.Optimizer):
             f"{type(self).__name__}.stateless_apply: steps update variables in place; call apply, or use"
             f" keras.optimizers.{type(self).__name__}"
         )
+
+    def _refuse_scope(self, verb: str) -> None:
+        """Raise where Keras keeps updates out of variables, as MultiOptimizer.stateless_apply does."""
+        if in_stateless_scope():
+            raise NotImplementedError(
+                f"{type(self).__name__}.{verb}: called in a keras.StatelessScope, but slots are made and"
+                " variables updated in place; call it outside of the scope, or use"
+                f" keras.optimizers.{type(self).__name__}"
+            )
 
     def _one_for(self, variables: list[Any]) -> "Fused":
         """Return who keeps the counts and slots of these variables: this one, or one like it."""

@@ -198,6 +198,13 @@ def test_state_that_is_written_counts_from_the_next_call_on(arguments: dict[str,
             np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6, err_msg=change.__name__)
 
 
+def test_attributes_that_do_not_exist_cannot_be_set() -> None:
+    """As in thinc: one that is misspelt was taken, and changed nothing."""
+    for library in (adapted, thinc.optimizers):
+        with pytest.raises(AttributeError, match="learning_rate"):
+            library.Adam(0.1).learning_rate = 0.5
+
+
 def test_the_updates_of_all_parameters_learn_together_whether_one_thread_is_faster() -> None:
     optimizer, other = adapted.Adam(0.5), adapted.Adam(0.5)
     for one in (optimizer, optimizer, other):

@@ -47,6 +47,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
     (array([0.5, 0.5], dtype=float32), array([0., 0.], dtype=float32))
     """
 
+    __slots__ = ("_updaters",)  # and no __dict__: an attribute that thinc does not know is an error
+
     def __init__(self, learn_rate: Setting, **arguments: Any) -> None:
         super().__init__(learn_rate, **arguments)
         self._updaters = Updaters()

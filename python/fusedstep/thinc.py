@@ -153,7 +153,8 @@ class Updater:
         """Make the slots the optimizer's, once there was a step: one that is refused changes nothing."""
         kept = kept_by(optimizer)
         for slot, array in self.slots.items():
-            kept[slot][key] = array
+            # thinc's means have one axis; its averages have those of the weights.
+            kept[slot][key] = array if slot == "average" else array.reshape(-1)
         # What the optimizer's attributes have now: whoever writes others means them.
         self.mom1, self.mom2 = optimizer.mom1.get(key), optimizer.mom2.get(key)
         self.average = self.averages and optimizer.averages.get(key)

@@ -243,6 +243,22 @@ def test_weights_that_are_not_contiguous_come_back_as_a_copy() -> None:
     np.testing.assert_allclose(both[0], both[1], rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("cut", [lambda w: w.T, lambda w: w[:, 1:3]], ids=["transposed", "gaps"])
+def test_gradient_descent_reaches_weights_of_any_layout(cut: Any) -> None:
+    """As thinc's does; a copy was updated, and the weights stayed as they were."""
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, whole = library.SGD(0.1, L2=0.001), normal(12, 0).reshape(3, 4)
+        w = cut(whole)
+        for step in range(3):
+            same, zeros = optimizer((0, "W"), w, normal(w.size, step).reshape(w.shape))
+            assert same is w
+            assert not zeros.any()
+        both.append((whole, optimizer.averages[0, "W"]))
+    for ours, theirs in zip(*both, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6)
+
+
 def test_adam_without_beta1_is_not_implemented() -> None:
     """As in thinc; it was plain gradient descent."""
     for library in (adapted, thinc.optimizers):

@@ -58,8 +58,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
 
         Args:
             key: who the parameter is.
-            weights: float32, of NumPy or CuPy. Where they are not C-contiguous, a copy is updated and
-                returned, as thinc does.
+            weights: float32, of NumPy or CuPy. Where they are not C-contiguous, Adam and RAdam update and
+                return a copy, as thinc's do.
             gradient: of the same shape.
             lr_scale: what the learning rate is multiplied by.
 
@@ -83,6 +83,7 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             learn_rate = learn_rate(self.step, **about)
             numbers = (schedule(self.step, **about) for schedule in settings[:NUMBERS])
             settings = (*numbers, *settings[NUMBERS:])
+        given = weights
         updater = known = self._updaters.get(key)
         count, averages = self.nr_update.get(key, 0), self.averages
         if (
@@ -105,6 +106,9 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             self._updaters[key] = updater
             updater.show(self, key)
         self.nr_update[key] = updater.count = count + 1
+        if weights is not given and updater.rule == "sgd":  # which thinc takes in place, whatever the layout
+            given[...] = weights
+            return given, gradient
         return weights, gradient
 
 
@@ -174,14 +178,15 @@ class Updater:
         options.ema_warms_up = True
         options.clears_gradients = True
         decay, penalty = (float(l2), 0.0) if l2_is_weight_decay else (0.0, float(l2))
+        rule = rule_of(settings)
         self.plan.configure(
-            rule_of(settings),
+            rule,
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
             options,
             _native.VariableSettings(1.0, decay, False),
             {},
         )
-        self.decay, self.penalty, self.settings = decay, penalty, settings
+        self.rule, self.decay, self.penalty, self.settings = rule, decay, penalty, settings
 
     def step(self, gradient: Any, rate: float) -> None:
         """Make the native call."""

@@ -837,6 +837,22 @@ def test_variables_that_are_overwritten_by_their_gradients() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_variables_that_are_overwritten_and_have_no_gradient_at_an_update() -> None:
+    """What was accumulated for them went on into the next update."""
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets = variables()
+        targets[1].overwrite_with_gradient = True
+        optimizer = library.Adam(0.1, gradient_accumulation_steps=2)
+        walk(optimizer, targets, range(1))
+        optimizer.apply(gradients(targets[:1], 1), targets[:1])
+        for step in (2, 3):
+            optimizer.apply([given / 9 for given in gradients(targets, step)], targets)
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+
+
 # Refusals.
 
 

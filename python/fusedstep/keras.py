@@ -246,6 +246,16 @@ class Fused(keras.optimizers.Optimizer):
                 raise
             self._move()
             self._step(gradients, rate)
+        every = self.gradient_accumulation_steps
+        if self._overwrites and every and (self._iterations.count() + 1) % every == 0:
+            self._clear_other_accumulators()
+
+    @torch.no_grad()
+    def _clear_other_accumulators(self) -> None:
+        """Begin anew with the variables that gradients overwrite, also those that have none at an update."""
+        for variable, accumulated in zip(self._trainable_variables, self._accumulated_gradients, strict=True):
+            if id(variable) not in self._layout.index:
+                accumulated.value.zero_()
 
     def _rate(self) -> Any:
         """Return the learning rate: a number, or a tensor on the GPU of all variables."""

@@ -213,6 +213,22 @@ def test_state_that_is_written_counts_from_the_next_call_on(arguments: dict[str,
             np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6, err_msg=change.__name__)
 
 
+@pytest.mark.parametrize("use_averages", [True, False])
+def test_betas_can_change_to_0_and_from_it(use_averages: bool) -> None:
+    """Adam becomes gradient descent and goes on, as in thinc: the means stay as they were."""
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.Adam(0.01, use_averages=use_averages), normal(6, 0).reshape(2, 3)
+        for step in range(9):
+            optimizer.b1, optimizer.b2 = (0.0, 0.0) if 3 <= step < 6 else (0.9, 0.999)
+            optimizer((0, "W"), w, normal(6, step).reshape(2, 3))
+        kept = (optimizer.mom1, optimizer.mom2, *([optimizer.averages] if use_averages else []))
+        both.append([w, *(slots[0, "W"] for slots in kept)])
+        assert optimizer.nr_update[0, "W"] == 9
+    for ours, theirs in zip(*both, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6)
+
+
 def test_attributes_that_do_not_exist_cannot_be_set() -> None:
     """As in thinc: one that is misspelt was taken, and changed nothing."""
     for library in (adapted, thinc.optimizers):

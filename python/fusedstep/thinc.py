@@ -98,6 +98,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
                 weights = weights.copy()
             updater = Updater(self, key, weights, settings)
         if settings != updater.settings:
+            if updater.rule != rule_of(settings):  # which may have other slots
+                updater = Updater(self, key, weights, settings)
             updater.configure(settings)
         rate = float(learn_rate) * float(lr_scale)
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
@@ -128,11 +130,11 @@ class Updater:
     """What updates one parameter, as long as its state is what the optimizer's attributes say."""
 
     def __init__(self, optimizer: Optimizer, key: Key, weights: Any, settings: Settings) -> None:
-        self.who, self.weights = type(optimizer).__name__, weights
+        self.who, self.weights, self.rule = type(optimizer).__name__, weights, rule_of(settings)
         self.averages = optimizer.averages is not None
         self.plan = _native.Plan(
             self.who,
-            rule_of(settings),
+            self.rule,
             False,
             self.averages,
             [weights],
@@ -178,15 +180,14 @@ class Updater:
         options.ema_warms_up = True
         options.clears_gradients = True
         decay, penalty = (float(l2), 0.0) if l2_is_weight_decay else (0.0, float(l2))
-        rule = rule_of(settings)
         self.plan.configure(
-            rule,
+            self.rule,
             {"beta_1": b1, "beta_2": b2, "epsilon": eps, "epsilon_hat": 1.0},
             options,
             _native.VariableSettings(1.0, decay, False),
             {},
         )
-        self.rule, self.decay, self.penalty, self.settings = rule, decay, penalty, settings
+        self.decay, self.penalty, self.settings = decay, penalty, settings
 
     def step(self, gradient: Any, rate: float) -> None:
         """Make the native call."""

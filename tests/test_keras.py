@@ -837,6 +837,27 @@ def test_variables_that_are_overwritten_by_their_gradients() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+def test_a_number_of_accumulated_steps_that_changes() -> None:
+    """Where both have whole updates, by the count that Keras' variable has now."""
+    both = []
+    for library in (adapted, keras.optimizers):
+        targets, optimizer = variables(), library.Adam(0.1, gradient_accumulation_steps=2)
+        walk(optimizer, targets, range(6))
+        optimizer.gradient_accumulation_steps = 3
+        walk(optimizer, targets, range(6, 10))
+        optimizer._iterations.assign(6)
+        optimizer.gradient_accumulation_steps = 2
+        walk(optimizer, targets, range(10, 12))
+        both.append([v.numpy() for v in (*targets, *optimizer.variables)])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
+    optimizer, targets = adapted.SGD(0.1, gradient_accumulation_steps=2), variables()
+    walk(optimizer, targets, range(2))
+    optimizer.gradient_accumulation_steps = 3
+    with pytest.raises(ValueError, match="would go from 2 to 3 after 2 calls, but can change where both"):
+        walk(optimizer, targets, range(2, 3))
+
+
 def test_variables_that_are_overwritten_and_have_no_gradient_at_an_update() -> None:
     """What was accumulated for them went on into the next update."""
     both = []

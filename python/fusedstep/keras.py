@@ -226,6 +226,8 @@ class Fused(keras.optimizers.Optimizer):
         return super()._overwrite_variables_directly_with_gradients(grads, vars)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        plan = self._core._plans[0]
+        plan.calls = self._iterations.count()  # which decides whether other settings are taken
         values = self._core_values()
         if values != self._seen:
             self._seen = Values()  # where one is refused, those before it are to be set anew
@@ -235,8 +237,6 @@ class Fused(keras.optimizers.Optimizer):
             self._seen = values
         gradients = self._layout.in_order(grads, trainable_variables)
         rate = self._rate()
-        plan = self._core._plans[0]
-        plan.calls = self._iterations.count()
         plan.updates = plan.calls // (self.gradient_accumulation_steps or 1)
         try:
             self._step(gradients, rate)

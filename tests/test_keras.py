@@ -949,6 +949,19 @@ def test_averages_of_variables_that_were_never_trained(built: bool) -> None:
     assert [v.numpy().tobytes() for v in others] == [v.numpy().tobytes() for v in variables()]
 
 
+def test_averages_begin_with_the_variables() -> None:
+    """As examples/keras.md tells: Keras' would be zeros, and 0.3 of the variables after this step."""
+    optimizer, targets = adapted.SGD(0.0, use_ema=True, ema_momentum=0.7), variables()
+    before = [v.numpy() for v in targets]
+    optimizer.build(targets)
+    optimizer.iterations.assign(100)
+    for step in range(2):
+        optimizer.finalize_variable_values(targets)
+        for v, w in zip(targets, before, strict=True):
+            np.testing.assert_allclose(v.numpy(), w, rtol=1e-6)
+        walk(optimizer, targets, range(step, step + 1))
+
+
 def test_signatures_of_classes_of_one_s_own() -> None:
     """Also those of further classes, and of an __init__ that comes from a class before ours."""
 

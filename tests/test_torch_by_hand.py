@@ -133,6 +133,20 @@ def test_groups_and_lists_in_the_place_of_others() -> None:
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "Adadelta", "Adamax"])
+def test_keys_that_other_programs_put_into_a_group(name: str) -> None:
+    """As SAM does, whose radius is "rho": a class reads its own alone."""
+    more = {"momentum": 0.9} if name == "SGD" else {}
+    ours, theirs = both(name, [(3,)], lr=0.1, weight_decay=0.1, **more)
+    for each in (ours, theirs):
+        for key, value in {"rho": 0.05, "alpha": 0.5, "decoupled_weight_decay": True}.items():
+            if key not in each.defaults:
+                each.param_groups[0][key] = value
+        for k in range(3):
+            step(each, k)
+    assert_same(ours, theirs)
+
+
 def test_a_refused_step_leaves_the_optimizer_with_its_state() -> None:
     """Where one call of several cannot be made, the others must not have been taken over."""
     ours, theirs = both("Adam", [(3,)])

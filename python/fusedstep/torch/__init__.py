@@ -97,6 +97,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
         "average_gradient": "grad_avg",
         "momentum": "momentum_buffer",
     }
+    _names: ClassVar[dict[str, str]] = {"rho": "alpha"}
 
     def _rule(self, group: Group) -> str:
         return "rmsprop" + "_centered" * bool(group["centered"]) + "_momentum" * bool(group["momentum"] > 0)

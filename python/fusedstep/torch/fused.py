@@ -43,6 +43,7 @@ class Fused(torch.optim.Optimizer):
     """
 
     _slots: ClassVar[dict[str, str]] = {}  # PyTorch's names, by the rule's
+    _names: ClassVar[dict[str, str]] = {}  # those of hyperparameters, where they differ
     _counts_in_state: ClassVar[bool] = True  # whether PyTorch's state has "step"
     _initial: ClassVar[dict[str, str]] = {}  # where the defaults have the first value of what is in the state
 

@@ -29,7 +29,8 @@ NUMBERS: dict[str, Callable[[Group], float]] = {
     "beta_1": lambda group: group["betas"][0],
     "beta_2": lambda group: group["betas"][1],
     "epsilon": lambda group: group["eps"],
-    "rho": lambda group: group["rho"] if "rho" in group else group["alpha"],
+    "rho": lambda group: group["rho"],
+    "alpha": lambda group: group["alpha"],
     "momentum": lambda group: group["momentum"],
     "dampening": lambda group: group["dampening"],
     "learning_rate_decay": lambda group: group["lr_decay"],
@@ -78,6 +79,9 @@ class Part:
         positions = {id(group): k for k, group in enumerate(self.groups)}
         self.group_of = [positions[id(group)] for _, group, _ in members]
         self.rule, self.hyperparameters = rule, _native.rules()[rule][1]
+        # By the class alone: a group may have other programs' keys too, as SAM's "rho".
+        self.numbers_of = [NUMBERS[optimizer._names.get(name, name)] for name in self.hyperparameters]
+        self.may_decouple = "decoupled_weight_decay" in optimizer.defaults
         self.names = [name for _, _, name in members]
         self.odd: dict[int, Permuted | Gapped] = {}
         for i, p in enumerate(self.params):
@@ -292,12 +296,12 @@ class Part:
     def _numbers(self, group: Group) -> Numbers:
         """Return learning rate, decoupled decay, L2 penalty and the rule's hyperparameters."""
         decay = float(group["weight_decay"])
-        decoupled = group.get("decoupled_weight_decay", False)
+        decoupled = self.may_decouple and group["decoupled_weight_decay"]
         return (
             float(group["lr"]),
             decay if decoupled else 0.0,
             0.0 if decoupled else decay,
-            [float(NUMBERS[name](group)) for name in self.hyperparameters],
+            [float(number_of(group)) for number_of in self.numbers_of],
         )
 
     def in_words_of_torch(self, error: Exception) -> Exception:

@@ -766,6 +766,21 @@ def test_a_state_of_a_differentiable_optimizer_can_be_loaded() -> None:
     step(ours, 0)
 
 
+@pytest.mark.parametrize("name", ["Lion", "Lamb"])
+def test_a_state_of_another_library_s_class_of_the_same_name(name: str) -> None:
+    """Whose groups have no more than its own arguments; the decay is decoupled all the same."""
+    whole, partial = [getattr(adapted, name)([parameter(3)], lr=0.1, weight_decay=0.1) for _ in range(2)]
+    step(whole, 0)
+    step(partial, 0)
+    saved = partial.state_dict()
+    for key in ("decoupled_weight_decay", "maximize"):
+        del saved["param_groups"][0][key]
+    partial.load_state_dict(saved)
+    step(whole, 1)
+    step(partial, 1)
+    assert torch.equal(*(params_of(each)[0] for each in (whole, partial)))
+
+
 def test_two_optimizers_over_one_state() -> None:
     ours, theirs = both("Adam", [(3,)])
     for each in (ours, theirs):

@@ -182,6 +182,12 @@ class _WithBetas(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a state that another library's class of this name has written
+            group.setdefault("decoupled_weight_decay", True)
+            group.setdefault("maximize", False)
+
 
 class _Lion(_WithBetas):
     def __init__(

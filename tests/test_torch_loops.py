@@ -304,6 +304,23 @@ def test_grad_scaler() -> None:
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_first_step_in_inference_mode(name: str) -> None:
+    """What it makes can be written after it, too: copies of parameters with gaps, state and averages."""
+    memory = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    results = []
+    for inside in (True, False):
+        gapped, late = torch.nn.Parameter(memory.clone()[:, ::2]), torch.nn.Parameter(torch.ones(2))
+        optimizer = getattr(adapted, name)([gapped, late], lr=0.1, ema=0.5)
+        optimizer.state[late]["mine"] = 1  # it has a state, so the first step makes its slots
+        set_gradients([gapped], 0)
+        with torch.inference_mode(inside):
+            optimizer.step()
+        walk(optimizer, [gapped, late], range(1, 3))
+        results.append([gapped, late, optimizer.state[gapped]["ema"], optimizer.state[late]["ema"]])
+    assert equal(*results)
+
+
 def test_hooks_and_closures() -> None:
     params = parameters()
     optimizer = adapted.Adam(params)

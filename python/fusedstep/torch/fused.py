@@ -231,7 +231,8 @@ class Fused(torch.optim.Optimizer):
                 f"{type(self).__name__}: max_norm is for parameters of one rule on one device, got {found};"
                 " leave it out and call torch.nn.utils.clip_grad_norm_ before the step"
             )
-        parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
+        with torch.inference_mode(False), torch.no_grad():  # of that mode, it could not be written after it
+            parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
         self._parts, self._seen = parts, _Seen(self, parts, waiting)
         return parts
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -646,6 +647,21 @@ def test_no_norm_of_a_step_without_gradients() -> None:
     p.grad = None
     optimizer.step()
     assert optimizer.gradient_norm is None
+
+
+@pytest.mark.parametrize("way", ["load_state_dict", "state_dict"])
+def test_the_memory_of_a_state_that_was_replaced_is_freed_at_once(way: str) -> None:
+    """Not with the next step: a model in training may have no room for two states."""
+    p = parameter(3)
+    optimizer: Any = adapted.Adam([p])
+    step(optimizer, 0)
+    held = [weakref.ref(optimizer._parts[0]), weakref.ref(optimizer.state[p]["exp_avg"])]
+    if way == "load_state_dict":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        clone_all(optimizer)
+        optimizer.state_dict()
+    assert [one() for one in held] == [None, None]
 
 
 def test_hooks_after_loading_have_the_last_word() -> None:

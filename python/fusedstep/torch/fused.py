@@ -49,7 +49,7 @@ class Fused(torch.optim.Optimizer):
 
     # No values here: Lightning's wrapper, derived from our class, asks the optimizer for what it lacks.
     _parts: list[Part] | None
-    _seen: "_Seen"
+    _seen: "_Seen | None"
     max_norm: float | None
     ema: float | None
 
@@ -69,7 +69,7 @@ class Fused(torch.optim.Optimizer):
     def __init__(
         self, *args: Any, max_norm: float | None = None, ema: float | None = None, **kwargs: Any
     ) -> None:
-        self._parts = None
+        self._drop_parts()
         super().__init__(*args, **kwargs)
         self._step_supports_amp_scaling = False  # a GradScaler divides the gradients itself
         self.max_norm, self.ema = max_norm, ema
@@ -121,7 +121,8 @@ class Fused(torch.optim.Optimizer):
             except MovedError:
                 self._step_moved(parts[:k])
                 break
-        self._seen.count = len(self.state)
+        if self._seen is not None:
+            self._seen.count = len(self.state)
         return loss
 
     def _step_moved(self, made: list[Part]) -> None:
@@ -165,7 +166,7 @@ class Fused(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as PyTorch's class of the same name would."""
         if self._parts and not all(part.is_in(self.state) for part in self._parts):
-            self._parts = None  # the next step starts from what is saved here
+            self._drop_parts()  # the next step starts from what is saved here
         state: dict[str, Any] = super().state_dict()
         return state
 
@@ -199,17 +200,21 @@ class Fused(torch.optim.Optimizer):
         return {**super().__getstate__(), "max_norm": self.max_norm, "ema": self.ema}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._parts = None
+        self._drop_parts()
         super().__setstate__(state)
+
+    def _drop_parts(self) -> None:
+        """Have the next step make them anew; what they and the former state have of memory is freed now."""
+        self._parts = self._seen = None
 
     def _current_parts(self) -> list[Part]:
         """Return the parts, made anew where groups, rules, state or parameters with gradients are others."""
         for group in self.param_groups:
             if not math.isfinite(group["lr"]):
                 raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
-        if self._parts is None or not self._seen.is_all_of(self):
+        if self._seen is None or not self._seen.is_all_of(self):
             return self._make_parts()
-        return self._parts
+        return self._seen.parts
 
     def _make_parts(self) -> list[Part]:
         """Sort the parameters that have a gradient, or had one, by what one native call can do."""

@@ -733,6 +733,28 @@ def test_a_state_of_another_shape_is_refused(name: str) -> None:
                 step(optimizer, 1)
 
 
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("count", [-1.0, 1.5, 1e30, float("inf"), float("nan")])
+def test_counts_that_are_none_are_refused(count: float, live: bool) -> None:
+    p = parameter(2)
+    optimizer = adapted.Adam([("v", parameter(2)), ("w", p)])
+    step(optimizer, 0)
+    before = [one.detach().clone() for one in params_of(optimizer)]
+    if live:
+        optimizer.state[p]["step"].fill_(count)
+    else:
+        optimizer.state[p]["step"] = torch.tensor(count)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"Adam\.step: state 'step' of parameter 'w' is .*, but must be the number"
+        ):
+            step(optimizer, 1)
+    assert all(torch.equal(*pair) for pair in zip(params_of(optimizer), before, strict=True))
+    optimizer.state[p]["step"].fill_(1)
+    step(optimizer, 1)
+    assert optimizer.state[p]["step"] == 2
+
+
 @pytest.mark.parametrize("way", ["loaded", "by hand"])
 @pytest.mark.parametrize("name", ["Adam", "NAdam"])
 def test_counts_of_one_dimension(name: str, way: str) -> None:

@@ -268,6 +268,7 @@ class Part:
                 self.plan.set_groups(self._sets(numbers, carried), None)
                 self.numbers = numbers
             return
+        self._check_counts()
         # (Not 0 where there are averages: all of them would start there.)
         self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.averages))
         behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
@@ -280,6 +281,17 @@ class Part:
         given[absent] = False
         self.members_of = [np.flatnonzero((np.array(of) == k) & given) for k in range(len(position))]
         self.absent, self.numbers = absent, numbers
+
+    def _check_counts(self) -> None:
+        """Refuse what is no number of updates, as in a state that was edited, or was float16 once."""
+        counts = self.updates
+        wrong = ~((counts >= 0) & (counts < 2**53) & (counts == np.floor(counts)))
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self.who}.step: state 'step' of {title_of(self.params[index], self.names[index])} is"
+                f" {float(counts[index])!r}, but must be the number of updates; set it, or delete the state"
+            )
 
     def _sets(self, numbers: list[Numbers], carried: list[float]) -> list[_native.Group]:
         for *_, hyperparameters in numbers:  # which may have been set by hand

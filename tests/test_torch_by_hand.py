@@ -559,6 +559,26 @@ def test_the_average_of_a_late_parameter_starts_with_it(name: str) -> None:
     torch.testing.assert_close(optimizer.state[late]["ema"], 0.75 * before + 0.25 * late)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_averages_of_parameters_whose_rule_has_no_gradient(name: str, dtype: Any) -> None:
+    """They move in every step of the optimizer, to the bits, however many calls its groups need."""
+    averages = []
+    for rules in (1, 2):
+        params = [torch.nn.Parameter(parameter(5, seed=k).detach().to(dtype)) for k in range(3)]
+        params[1] = torch.nn.Parameter(torch.stack([params[1].detach()] * 2, dim=1)[:, 0])  # one with gaps
+        groups = [{"params": params[:1]}, {"params": params[1:], "maximize": rules == 2}]
+        optimizer = getattr(adapted, name)(groups, lr=0.1, ema=0.7)
+        sign = 1 if rules == 1 else -1
+        for given in ([0], [0, 1], [0, 1], [0], [0], [1], [], [0, 1], [0]):
+            for k, p in enumerate(params):
+                p.grad = torch.ones_like(p) * (sign if k else 1) if k in given else None
+            optimizer.step()
+        assert "ema" not in optimizer.state.get(params[2], {})  # it starts with an update of its own
+        averages.append([optimizer.state[p]["ema"] for p in params[:2]] + params)
+    assert all(torch.equal(*pair) for pair in zip(*averages, strict=True))
+
+
 REMAKES: dict[str, Callable[[Any], Any]] = {
     "load_state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
     "add_param_group": lambda optimizer: optimizer.add_param_group({"params": [parameter(1, seed=9)]}),

@@ -121,9 +121,18 @@ class Fused(torch.optim.Optimizer):
             except MovedError:
                 self._step_moved(parts[:k])
                 break
+        if self.ema is not None:
+            self._average_idle_parts()
         if self._seen is not None:
             self._seen.count = len(self.state)
         return loss
+
+    def _average_idle_parts(self) -> None:
+        parts = self._parts or []
+        idle = [part for part in parts if part.idle]
+        if len(idle) < len(parts):  # without any gradient, a step changes nothing
+            for part in idle:
+                part.average()
 
     def _step_moved(self, made: list[Part]) -> None:
         """Step with parts made anew, but for parameters that were updated before others were found moved."""

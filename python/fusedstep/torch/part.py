@@ -70,7 +70,7 @@ class Part:
         self, optimizer: "Fused", rule: str, maximize: bool, members: list[tuple[Tensor, Group, str]]
     ) -> None:
         self.who = type(optimizer).__name__
-        self.averages = optimizer.ema is not None
+        self.ema = optimizer.ema
         self.params = [p for p, _, _ in members]
         self.groups: list[Group] = []
         for _, group, _ in members:
@@ -95,7 +95,7 @@ class Part:
         for i, odd in self.odd.items():
             variables[i] = odd.variable
         try:
-            self.plan = _native.Plan(self.who, rule, False, self.averages, variables, [], {}, [])
+            self.plan = _native.Plan(self.who, rule, False, self.ema is not None, variables, [], {}, [])
         except (TypeError, ValueError) as error:
             raise self.in_words_of_torch(error) from None
         options = _native.Options()
@@ -248,6 +248,13 @@ class Part:
             self._start(absent)
         self.counted = self._counts()
 
+    def average(self) -> None:
+        """Move the averages in a step that found gradients in other parts alone; else the call does it."""
+        for p in self.params:
+            average = (self.state.get(p) or {}).get("ema")
+            if average is not None and self.ema is not None:
+                average.mul_(self.ema).add_(p.to(average.dtype) * (1 - self.ema))
+
     def _start(self, absent: list[int]) -> None:
         """Put into the state what starts with a first update: an average starts as the parameter."""
         for i in set(self.unstarted).difference(absent):
@@ -270,7 +277,7 @@ class Part:
             return
         self._check_counts()
         # (Not 0 where there are averages: all of them would start there.)
-        self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.averages))
+        self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.ema is not None))
         behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
         keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
         position = {key: k for k, key in enumerate(dict.fromkeys(keys))}

@@ -579,6 +579,38 @@ def test_averages_of_parameters_whose_rule_has_no_gradient(name: str, dtype: Any
     assert all(torch.equal(*pair) for pair in zip(*averages, strict=True))
 
 
+def set_in_place(p: Any) -> None:
+    p.data.fill_(3.0)
+
+
+def set_data_with_gaps(p: Any) -> None:
+    p.data = torch.full((3, 4), 3.0)[:, ::2]
+
+
+def set_permuted_data(p: Any) -> None:
+    p.data = torch.full((2, 3), 3.0).t()
+
+
+@pytest.mark.parametrize("change", [set_in_place, set_data_with_gaps, set_permuted_data])
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "with gaps"])
+def test_the_average_of_a_parameter_without_gradient_that_was_set(
+    layout: str, change: Callable[[Any], None]
+) -> None:
+    """It is one of what the parameter has, also where steps go through a copy of it."""
+    values = {
+        "contiguous": torch.ones(3, 2),
+        "permuted": torch.ones(2, 3).t(),
+        "with gaps": torch.ones(3, 4)[:, ::2],
+    }
+    p, other = torch.nn.Parameter(values[layout]), parameter(2)
+    optimizer = adapted.SGD([p, other], lr=0.0, ema=0.5)
+    step(optimizer, 0)
+    change(p)
+    p.grad = None
+    optimizer.step()
+    assert torch.equal(optimizer.state[p]["ema"], torch.full((3, 2), 2.0))
+
+
 REMAKES: dict[str, Callable[[Any], Any]] = {
     "load_state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
     "add_param_group": lambda optimizer: optimizer.add_param_group({"params": [parameter(1, seed=9)]}),

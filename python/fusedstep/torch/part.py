@@ -211,10 +211,12 @@ class Part:
                 self._put_into_state()
             return
         for i, odd in self.odd.items():
+            if grads[i] is None and self.ema is None:
+                continue
+            if place_of(self.params[i]) != self.places[i]:
+                raise MovedError
+            odd.read()
             if grads[i] is not None:
-                if place_of(self.params[i]) != self.places[i]:
-                    raise MovedError
-                odd.read()
                 grads[i] = odd.gradient(grads[i])
         # Of more elements, what autograd leaves to be negated has gaps, and is copied; to ask all that have
         # none would take a fifth of a step.

@@ -279,6 +279,8 @@ class Reference:
     ) -> None:
         self.rule = REFERENCES[type(optimizer)]
         self.config = optimizer.get_config()
+        if isinstance(self.config["learning_rate"], dict):
+            self.config["learning_rate"] = fusedstep.deserialize(self.config["learning_rate"])
         self.settings = settings or {}
         self.variables = [variable.copy() for variable in variables]
         self.slots: list[Slots] = [{} for _ in variables]
@@ -367,7 +369,8 @@ class Reference:
     def _update(self, index: int, g: Array) -> None:
         variable, h = self.variables[index], self.config
         C, own = compute_type(variable.dtype), self.settings.get(index, {})
-        lr = h["learning_rate"] * own.get("learning_rate_multiplier", 1.0)
+        rate = h["learning_rate"]
+        lr = (rate(self.calls) if callable(rate) else rate) * own.get("learning_rate_multiplier", 1.0)
         decay = own.get("weight_decay", h["weight_decay"])
         p = variable.astype(C)
         if h["clipvalue"]:

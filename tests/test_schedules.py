@@ -23,6 +23,7 @@ from fusedstep.schedules import (
     PiecewiseConstantDecay,
     PolynomialDecay,
 )
+from reference import Reference, same_bits
 
 EXAMPLES: list[LearningRateSchedule] = [
     ExponentialDecay(0.1, 4, 0.5),
@@ -380,3 +381,16 @@ def test_steps_take_the_schedules_rates() -> None:
     opt.apply([np.ones(1)], [w])
     assert w[0] == -3.25
     assert repr(Adam(Linear(0.25))) == "Adam(learning_rate=Linear(slope=0.25))"
+
+
+def test_steps_have_the_references_bits() -> None:
+    """Calls that are left out are none of the schedule's."""
+    optimizer = Adam(ExponentialDecay(0.1, 2, 0.5), skip_nonfinite=True)
+    variable = np.ones(5, np.float32)
+    reference = Reference(optimizer, [variable])
+    for gradient in (0.5, np.inf, -0.25, 0.125):
+        grads = [np.full(5, gradient, np.float32)]
+        optimizer.apply(grads, [variable])
+        reference.apply(grads)
+    assert optimizer.skipped_calls == 1
+    assert same_bits(variable, reference.variables[0])

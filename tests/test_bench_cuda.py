@@ -67,6 +67,17 @@ def test_arrays_have_the_values_of_the_hosts(name: str) -> None:
         assert device.ctypes.data == device.base.ctypes.data + device.itemsize
 
 
+def test_indices_of_rows_are_on_the_gpu() -> None:
+    made = []
+
+    def filled(shape: Any, numbers: Any, offset: bool) -> Any:
+        made.append(cuda.device_array(shape, numbers, offset))
+        return made[-1]
+
+    _, gradients = start(workload("embedding-sparse"), filled)
+    assert all(any(part is one for one in made) for gradient in gradients for part in gradient)
+
+
 @pytest.mark.parametrize("name", [FUSEDSTEP, CUPY])
 @pytest.mark.parametrize("step", ["plain", "clip", "clip-ema"])
 def test_steps_and_errors(name: str, step: str, numpy_as_cupy: Any) -> None:

@@ -172,7 +172,8 @@ def start(
         variables.append(filled(shape, blocks[name][0], offset))
         if workload.step == "sparse":
             indices = rng.permutation(shape[0])[: touched(shape)]
-            gradients.append((indices, filled((len(indices), *shape[1:]), blocks[name][1], offset)))
+            rows = filled((len(indices), *shape[1:]), blocks[name][1], offset)
+            gradients.append((filled(indices.shape, indices, False), rows))
         else:
             gradients.append(filled(shape, blocks[name][1], offset))
     return variables, gradients

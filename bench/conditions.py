@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import machine
+from bench.contestants.contestant import nothing
 
 PAUSE = 20e-3  # in which the threads of OpenMP fall asleep
 MOST_EVICTED = 256 << 20
@@ -28,7 +29,7 @@ STARTS_IN = 50e-3  # that a process which never rests runs for sure
 
 def before_each_step(condition: str) -> Callable[[], object]:
     """What happens before each step, outside of its time."""
-    return {"pauses": lambda: sleep(PAUSE), "cold": evict}.get(condition, lambda: None)
+    return {"pauses": lambda: sleep(PAUSE), "cold": evict}.get(condition, nothing)
 
 
 def beside(condition: str) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from bench import machine
 from bench.conditions import before_each_step, beside
 from bench.contestants import DEVICES, YARDSTICKS, Contestant, UnavailableError, make
-from bench.contestants.contestant import first_line, no_collections
+from bench.contestants.contestant import Timed, first_line, no_collections, nothing
 from bench.errors import error, key
 from bench.series import Series
 from bench.workloads import ONE_BY_ONE, Workload, workload
@@ -76,17 +76,18 @@ class Lane:
         with beside(self.condition):
             run_for(WARM_UP_SECONDS, self.made, before)
             if self.condition not in ONE_BY_ONE:
-                timed = self.made.time(self.series.steps)
-                self.series.samples.append(timed.seconds)
-                if timed.host is not None:
-                    self.series.hosts.append(timed.host)
-                return
-            if self.condition in ("spinner", "busy"):
-                times = run_for(SPINNER_BLOCK_SECONDS, self.made)
+                timed = [self.made.time(self.series.steps)]
+            elif self.condition in ("spinner", "busy"):
+                timed = run_for(SPINNER_BLOCK_SECONDS, self.made)
             else:
-                times = [time_after(before, self.made) for _ in range(STEPS_OF_A_BLOCK)]
+                timed = [self.made.time(1, before) for _ in range(STEPS_OF_A_BLOCK)]
+        times = [one.seconds for one in timed]
         self.series.samples.append(median(times))
-        self.series.means.append(mean(times))
+        if self.condition in ONE_BY_ONE:
+            self.series.means.append(mean(times))
+        hosts = [one.host for one in timed if one.host is not None]
+        if hosts:
+            self.series.hosts.append(median(hosts))
 
     def is_hopeless(self, fastest: float) -> bool:
         """Whether more samples would only take others' time."""
@@ -94,19 +95,13 @@ class Lane:
         return own > MOMENT and own > MUCH_SLOWER * fastest
 
 
-def run_for(seconds: float, made: Contestant, before: Callable[[], object] = lambda: None) -> list[float]:
+def run_for(seconds: float, made: Contestant, before: Callable[[], object] = nothing) -> list[Timed]:
     """Step at least once and for so many seconds; return the time of each step, without what comes before."""
-    times: list[float] = []
+    timed: list[Timed] = []
     begin = perf_counter()
-    while not times or perf_counter() - begin < seconds:
-        times.append(time_after(before, made))
-    return times
-
-
-def time_after(before: Callable[[], object], made: Contestant) -> float:
-    """The time of a step, before which something happens."""
-    before()
-    return made.time(1).seconds
+    while not timed or perf_counter() - begin < seconds:
+        timed.append(made.time(1, before))
+    return timed
 
 
 class Errors:
@@ -160,7 +155,7 @@ def prepare(series: Series, measured: Workload, settings: Settings) -> Lane | No
         if measured.condition == "fresh" and made.renew is None:
             raise UnavailableError("has no step whose gradients are in other arrays")
         made.time(3)
-        each = median(run_for(WARM_UP_SECONDS, made))
+        each = median(one.seconds for one in run_for(WARM_UP_SECONDS, made))
     except Exception as refusal:  # a peer may raise anything; that is no reason to lose the others' figures
         series.absent = first_line(refusal)
         return None

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("rich", reason="needs the bench extra")
 
 from bench.contestants import CUDA, CUPY, FUSEDSTEP, SAME_BYTES, UnavailableError, cuda, make
-from bench.contestants.contestant import start
+from bench.contestants.contestant import Contestant, start
 from bench.errors import error
-from bench.measure import Errors, Settings, measure
+from bench.measure import Errors, Lane, Settings, measure
+from bench.series import Series
 from bench.workloads import SETS, workload
 
 GPU_BYTES = 1 << 30
@@ -100,6 +101,17 @@ def test_the_gpu_is_kept_busy_as_long_as_the_queue_has_room(
     numpy_as_cupy.cuda.runtime.memcpyAsync = lambda to, of, size, kind, stream: made.append(size)
     keep_busy(seconds)
     assert made == [1 << 28] * copies
+
+
+def test_all_steps_that_are_timed_alone_are_in_their_condition() -> None:
+    """Also those that tell how long a call keeps the host, which is what fresh gradients cost there."""
+    done: list[str] = []
+    step, renew = (lambda: done.append("step")), (lambda: done.append("renewal"))
+    made = Contestant(step, list, float, {}, cuda.event_clock, renew)
+    lane = Lane(Series("1x64-fresh", FUSEDSTEP, 1), made, "fresh", 0.0)
+    lane.run_block()
+    assert done == ["renewal", "step"] * (len(done) // 2)
+    assert len(lane.series.hosts) == len(lane.series.samples) == 1
 
 
 def test_who_does_not_run_is_told_and_the_others_go_on() -> None:

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -555,7 +555,8 @@ def test_each_block_begins_with_steps_that_are_not_counted(
     done: list[str] = []
     clock = iter([9.0] + [1.0] * measure.STEPS_OF_A_BLOCK)
 
-    def takes(*_: Any) -> Timed:
+    def takes(step: Any, steps: int, before: Callable[[], object]) -> Timed:
+        before()
         done.append("step")
         return Timed(next(clock))
 

@@ -71,8 +71,13 @@ def no_collections() -> Iterator[None]:
         gc.enable()
 
 
-def host_clock(step: Callable[[], object], steps: int) -> Timed:
+def nothing() -> None:
+    """What comes before a step that is like all others."""
+
+
+def host_clock(step: Callable[[], object], steps: int, before: Callable[[], object]) -> Timed:
     """Take some steps, which are done when they return."""
+    before()
     start = perf_counter()
     for _ in repeat(None, steps):
         step()
@@ -90,7 +95,8 @@ class Contestant:
             not depend on its decay rates, and an error would not be seen.
         form: arguments that say in which of its forms the optimizer is: they are for the definition that
             its results are compared with.
-        clock: takes some steps and tells the time of one.
+        clock: does what comes before the steps, takes them, and tells the time of one. Where it takes others
+            besides, it does the same before each of those.
         renew: has the next step find its gradients in other arrays; None where they stay in the same ones.
     """
 
@@ -98,12 +104,12 @@ class Contestant:
     variables: Callable[[], Arrays]
     scale: Callable[[float], object]
     form: dict[str, Any] = field(default_factory=dict)
-    clock: Callable[[Callable[[], object], int], Timed] = host_clock
+    clock: Callable[[Callable[[], object], int, Callable[[], object]], Timed] = host_clock
     renew: Callable[[], object] | None = None
 
-    def time(self, steps: int) -> Timed:
-        """Take some steps."""
-        return self.clock(self.step, steps)
+    def time(self, steps: int, before: Callable[[], object] = nothing) -> Timed:
+        """Take some steps, after what comes before them."""
+        return self.clock(self.step, steps, before)
 
 
 @dataclass(frozen=True)

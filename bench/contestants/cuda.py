@@ -27,7 +27,8 @@ from bench.contestants.contestant import (
 from bench.models import Shape
 from bench.workloads import Workload, slot_bytes
 
-# Calls that tell how long one keeps the host, with nothing queued before; no more after so many seconds.
+# Calls that tell how long one keeps the host, with nothing queued before; no more after so many seconds,
+# with all that comes before them.
 CALLS, CALLS_SECONDS = 5, 0.05
 
 # Copies that keep the GPU busy while steps are queued: the bytes of each, no more seconds than it takes, and
@@ -84,13 +85,14 @@ def device_array(shape: Shape, numbers: Array, offset: bool) -> Any:
     return array.reshape(shape)
 
 
-def event_clock(step: Callable[[], object], steps: int) -> Timed:
+def event_clock(step: Callable[[], object], steps: int, before: Callable[[], object]) -> Timed:
     """Time steps on the GPU, by CUDA events; and, apart, how long calls keep the host.
 
     The GPU begins when the steps are queued: else it would wait for the host between short ones.
     """
-    cuda, host = import_peer("cupy").cuda, _host_time(step)
+    cuda, host = import_peer("cupy").cuda, _host_time(step, before)
     begin, end = cuda.Event(), cuda.Event()
+    before()
     cuda.runtime.deviceSynchronize()
     _keep_busy(host * steps)
     begin.record()
@@ -110,15 +112,16 @@ def _keep_busy(seconds: float) -> None:
         copy_async(copy.data.ptr, source.data.ptr, BUSY_BYTES, kind, 0)
 
 
-def _host_time(step: Callable[[], object]) -> float:
+def _host_time(step: Callable[[], object], before: Callable[[], object]) -> float:
     """Calls alone: behind a full queue a call would wait for the GPU."""
-    runtime, times = import_peer("cupy").cuda.runtime, []
+    runtime, times, began = import_peer("cupy").cuda.runtime, [], perf_counter()
     for _ in range(CALLS):
+        before()
+        runtime.deviceSynchronize()
         start = perf_counter()
         step()
         times.append(perf_counter() - start)
-        runtime.deviceSynchronize()
-        if sum(times) > CALLS_SECONDS:
+        if perf_counter() - began > CALLS_SECONDS:
             break
     return median(times)
 
@@ -232,13 +235,15 @@ def make_optax(given: Given) -> Contestant:
 
     begin, finish, made = optax.prepare(given, "gpu", to_device)
 
-    def clock(step: Callable[[], object], steps: int) -> Timed:
+    def clock(step: Callable[[], object], steps: int, before: Callable[[], object]) -> Timed:
+        before()
         finish()
         start = perf_counter()
         for _ in repeat(None, steps):
             begin()
         finish()
         seconds = (perf_counter() - start) / steps
+        before()
         start = perf_counter()
         begin()
         host = perf_counter() - start

@@ -33,7 +33,8 @@ def make(given: Given, library: str = "thinc.api") -> Contestant:
         bring_back()
         update()
 
-    def clock(whole_step: Callable[[], object], steps: int) -> Timed:
+    def clock(whole_step: Callable[[], object], steps: int, before: Callable[[], object]) -> Timed:
+        before()
         seconds = 0.0
         for _ in repeat(None, steps):
             bring_back()

@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import weakref
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -61,7 +62,7 @@ class Worker:
             lambda: self._variables(number),
             lambda factor: self.ask("scale", number, factor),
             form,
-            lambda _, steps: self._time(number, steps),
+            lambda _, steps, before: self._time(number, steps, before),
             (lambda: self.ask("renew", number)) if renews else None,
         )
         weakref.finalize(made, self.ask, "drop", number)  # its arrays go with it
@@ -71,7 +72,8 @@ class Worker:
         variables: Arrays = self.ask("variables", number)
         return variables
 
-    def _time(self, number: int, steps: int) -> Timed:
+    def _time(self, number: int, steps: int, before: Callable[[], object]) -> Timed:
+        before()
         timed: Timed = self.ask("time", number, steps)
         return timed
 

@@ -28,8 +28,9 @@ from time import monotonic
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("numpy", "ml_dtypes", "torch", "jax", "pytest", "pybind11", "scikit-build-core", "cmake", "ninja")
+PACKAGES = ("numpy", "ml-dtypes", "torch", "jax", "pytest", "pybind11", "scikit-build-core", "cmake", "ninja")
 LARGEST_LOG = 2_000_000  # bytes
+LAST_SECONDS = 5  # of its time, in which who is not done may still say what it knows
 SANITIZED = 86  # the exit status for what the sanitizer finds
 SUMMARIES = {
     "memcheck": "ERROR SUMMARY: 0 errors",
@@ -60,9 +61,12 @@ class Stage:
 def run_all(
     commands: list[list[str]], log: Path, seconds: float, environment: dict[str, str]
 ) -> list[int | None]:
-    """Run commands at once, their output one after another into a log; None for who was not done in time."""
+    """Run commands at once, their output one after another into a log; None for who was not done in time.
+
+    Those are interrupted before they are killed: pytest tells of its failures then, and the bench has tables.
+    """
     end = monotonic() + seconds
-    codes: list[int | None] = []
+    interrupt_at = end - min(LAST_SECONDS, seconds / 2)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(number) for number in range(len(commands))]
         running = []
@@ -77,15 +81,17 @@ def run_all(
                         stdout=to,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
+                        preexec_fn=heed_interrupts,
                     )
                 )
-        for process in running:
-            try:
-                codes.append(process.wait(max(0.0, end - monotonic())))
-            except subprocess.TimeoutExpired:
+        late = [process for process in running if not ends_until(interrupt_at, process)]
+        for process in late:
+            os.killpg(process.pid, signal.SIGINT)
+        for process in late:
+            if not ends_until(end, process):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                codes.append(None)
+        codes = [None if process in late else process.returncode for process in running]
         with log.open("wb") as to:
             for command, output, code in zip(commands, outputs, codes, strict=True):
                 to.write(f"$ {' '.join(command)}\n".encode())
@@ -96,6 +102,20 @@ def run_all(
                 ending = "was not done in time" if code is None else f"exit status {code}"
                 to.write(text + f"\n[{ending}]\n\n".encode())
     return codes
+
+
+def heed_interrupts() -> None:
+    """Have a process end when it is interrupted, as those do not that a shell starts and goes on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ends_until(time: float, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a process, and tell whether it has ended."""
+    try:
+        process.wait(max(0.0, time - monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 class Check:
@@ -268,7 +288,8 @@ class Check:
             return Outcome("skipped", last_words(log))
         if code != 0 or not result.exists():
             what_there_is = "what was measured until then is kept: " if result.exists() else ""
-            return Outcome("failed", what_there_is + last_words(log))
+            why = "it was not done in time" if code is None else last_words(log)
+            return Outcome("failed", what_there_is + why)
         return Outcome("ok")
 
 
@@ -289,7 +310,7 @@ def about_the_machine(commit: str) -> dict[str, Any]:
     release = re.search(r"release ([\d.]+)", output_of([find_tool("nvcc"), "--version"]))
     versions = {"python": platform.python_version()}
     for distribution in importlib.metadata.distributions():
-        name = distribution.name
+        name = distribution.name.lower().replace("_", "-")
         if name in PACKAGES or name.startswith("cupy"):
             versions[name] = distribution.version
     if commit == "unknown":
@@ -319,7 +340,8 @@ def output_of(command: list[str | None]) -> str:
 
 def last_words(log: Path) -> str:
     """Return the last lines of a log that look like a reason."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("$ ")]  # the command
     telling = [line for line in lines if re.search(r"error|not done in time", line, re.IGNORECASE)]
     return " | ".join(line[:200] for line in (telling or lines)[-3:])
 

@@ -114,6 +114,16 @@ def test_all_steps_that_are_timed_alone_are_in_their_condition() -> None:
     assert len(lane.series.hosts) == len(lane.series.samples) == 1
 
 
+@pytest.mark.parametrize("step", ["plain", "clip"])
+def test_pytorch_gets_gradients_in_new_tensors(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the row of fresh gradients on the CPU; the error is that of steps with them."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(cuda, "_tensor", torch.from_numpy)
+    measured = workload("3x70-fresh" if step == "plain" else f"3x70-{step}-fresh")
+    assert make("PyTorch default", measured, threads=1, device="cuda").renew is not None
+    assert error("PyTorch default", measured, threads=1, device="cuda") < 1e-6
+
+
 def test_who_does_not_run_is_told_and_the_others_go_on() -> None:
     settings = Settings("cuda", 1, 2, [*CUDA])
     found = measure(["3x70"], settings, Errors(settings), float("inf"), str)

@@ -184,24 +184,13 @@ def _parameters(given: Given) -> list[Any]:
     return made
 
 
-def _scaling(given: Given, params: list[Any]) -> Callable[[float], None]:
-    scale_given = scaling(given.gradients)  # the parameters' own, where nothing clips
-
-    def scale(factor: float) -> None:
-        scale_given(factor)
-        if given.workload.reads_twice:
-            for parameter, gradient in zip(params, given.gradients, strict=True):
-                parameter.grad.copy_(_tensor(gradient))
-
-    return scale
-
-
 def _torch(given: Given, setting: str) -> Contestant:
     given.refuse(steps=("plain", "clip", "clip-ema"))
     params = _parameters(given)
     opt, form = pytorch.optimizer(given, params, setting)
     step = pytorch.step_of(given, params, opt, setting)
-    return Contestant(step, lambda: pytorch.arrays_of(params), _scaling(given, params), form, event_clock)
+    scale, renew = pytorch.scaling_of(given, params, _tensor), pytorch.renewing_of(params)
+    return Contestant(step, lambda: pytorch.arrays_of(params), scale, form, event_clock, renew)
 
 
 def make_torch_ours(given: Given) -> Contestant:
@@ -255,7 +244,7 @@ def make_optax(given: Given) -> Contestant:
 
 def _of_parameters(given: Given, opt: Any, params: list[Any]) -> Contestant:
     values = lambda: pytorch.arrays_of(params)  # noqa: E731
-    return Contestant(opt.step, values, _scaling(given, params), clock=event_clock)
+    return Contestant(opt.step, values, pytorch.scaling_of(given, params, _tensor), clock=event_clock)
 
 
 def make_apex(given: Given) -> Contestant:

@@ -121,7 +121,9 @@ def arrays_of(params: list[Any]) -> list[Array]:
     ]
 
 
-def scaling_of(given: Given, params: list[Any]) -> Callable[[float], None]:
+def scaling_of(
+    given: Given, params: list[Any], as_tensor: Callable[[Any], Any] = tensor
+) -> Callable[[float], None]:
     """A function that multiplies the parameters' gradients.
 
     PyTorch clips gradients in place: after that they are taken from the given ones again.
@@ -133,7 +135,7 @@ def scaling_of(given: Given, params: list[Any]) -> Callable[[float], None]:
             parameter.grad.mul_(factor)
         for parameter, gradient in given_ones:
             gradient *= gradient.dtype.type(factor)
-            parameter.grad.copy_(tensor(gradient))
+            parameter.grad.copy_(as_tensor(gradient))
 
     return scale
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import WITH_POW
+from drivers import ROOT
 from fusedstep import _native
 
 # A wheel puts it beside the packages, where no command is looked for.
@@ -233,3 +234,19 @@ def test_no_library_of_cuda_is_needed() -> None:
     libraries = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic.stdout)
     assert "libc.so.6" in libraries
     assert [library for library in libraries if "cuda" in library] == []
+
+
+def test_cmake_has_no_complaint(tmp_path: Path) -> None:
+    """Nor where it is asked what it builds, as scikit-build-core does."""
+    pybind11 = pytest.importorskip("pybind11")
+    if shutil.which("cmake") is None or (shutil.which("nvcc") is None and "CUDACXX" not in os.environ):
+        pytest.skip("needs cmake and nvcc")
+    query = tmp_path / ".cmake" / "api" / "v1" / "query" / "codemodel-v2"
+    query.parent.mkdir(parents=True)
+    query.touch()
+    options = ["-DFUSEDSTEP_CUDA=ON", "-DFUSEDSTEP_CUDA_ARCHITECTURES=90"]
+    options.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CMake Error" not in done.stderr

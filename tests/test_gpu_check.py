@@ -22,6 +22,14 @@ LOG = """$ compute-sanitizer --error-exitcode 86 some.py
 something
 [was not done in time]
 """
+LOG_OF_A_BUILD = """$ pip install --verbose
+[1/9] Building CUDA object
+sweep.hpp(12): error: identifier "x" is undefined
+ninja: build stopped: subcommand failed.
+error: subprocess-exited-with-error
+
+[exit status 1]
+"""
 
 
 @pytest.fixture
@@ -55,3 +63,9 @@ def test_versions_are_found_under_any_spelling(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("importlib.metadata.distributions", lambda: [Distribution()])
     assert check.about_the_machine("some")["versions"]["scikit-build-core"] == "1.2.3"
+
+
+def test_the_first_errors_of_a_build_are_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(LOG_OF_A_BUILD)
+    words = check.first_words(tmp_path / "log")
+    assert words == 'sweep.hpp(12): error: identifier "x" is undefined | error: subprocess-exited-with-error'

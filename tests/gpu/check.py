@@ -196,7 +196,7 @@ class Check:
             nvcc = find_tool("nvcc")
             compiler = {"CUDACXX": nvcc} if nvcc and not shutil.which("nvcc") else {}
             if run_all([command], log, seconds, compiler) != [0]:
-                return Outcome("failed", last_words(log))
+                return Outcome("failed", first_words(log))
         ask = "import fusedstep, json; from fusedstep import _native;"
         ask += " print(json.dumps(fusedstep.build_info() | {'cuda': _native.cuda_version,"
         ask += " 'from': fusedstep.__file__}))"
@@ -340,10 +340,19 @@ def output_of(command: list[str | None]) -> str:
 
 def last_words(log: Path) -> str:
     """Return the last lines of a log that look like a reason."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return " | ".join(telling_lines(log)[-3:])
+
+
+def first_words(log: Path) -> str:
+    """Return the first ones: a compiler's are the cause, while who calls it knows only that it failed."""
+    return " | ".join(telling_lines(log)[:3])
+
+
+def telling_lines(log: Path) -> list[str]:
+    """Return the lines that look like a reason, or all where none does."""
+    lines = [line.strip()[:200] for line in log.read_text(errors="replace").splitlines()]
     lines = [line for line in lines if line and not line.startswith("$ ")]  # the command
-    telling = [line for line in lines if re.search(r"error|not done in time", line, re.IGNORECASE)]
-    return " | ".join(line[:200] for line in (telling or lines)[-3:])
+    return [line for line in lines if re.search(r"error|not done in time", line, re.IGNORECASE)] or lines
 
 
 def table(check: Check) -> str:

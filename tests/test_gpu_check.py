@@ -17,6 +17,7 @@ try:
 except KeyboardInterrupt:
     print("and these are its last words")
 """
+SUMMARY = "========= ERROR SUMMARY: 3 errors"
 DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
 LOG = """$ compute-sanitizer --error-exitcode 86 some.py
 something
@@ -69,3 +70,15 @@ def test_the_first_errors_of_a_build_are_its_reason(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(LOG_OF_A_BUILD)
     words = check.first_words(tmp_path / "log")
     assert words == 'sweep.hpp(12): error: identifier "x" is undefined | error: subprocess-exited-with-error'
+
+
+def test_a_late_sanitizer_tells_what_it_has_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(f"#!{sys.executable}\n{LATE.replace('and these are its last words', SUMMARY)}")
+    sanitizer.chmod(0o755)
+    tools = {"compute-sanitizer": str(sanitizer)}
+    monkeypatch.setattr(check, "find_tool", tools.get)
+    made = check.Check(tmp_path, tmp_path, "some")
+    made.folder.rmdir()
+    outcome = made.sanitize("memcheck", 4)
+    assert (outcome.outcome, outcome.reason) == ("failed", "was not done in time; ERROR SUMMARY: 3 errors")

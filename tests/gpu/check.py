@@ -275,6 +275,8 @@ class Check:
         if code == 0 and SUMMARIES[tool] in text:
             return Outcome("ok")
         found = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY.*)", text, re.MULTILINE)
+        if code is None:
+            return Outcome("failed", "; ".join(["was not done in time", *found[-1:]]))
         return Outcome("failed", found[-1] if found and code == SANITIZED else last_words(log))
 
     def bench(self, seconds: float) -> Outcome:

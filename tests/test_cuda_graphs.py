@@ -1,5 +1,6 @@
 """Steps in graphs, on a simulated GPU: captured once and replayed, beside steps that are not."""
 
+import copy
 import re
 import weakref
 from collections.abc import Callable
@@ -134,6 +135,12 @@ def test_settings_change_right_before_a_capture(gpus: None) -> None:
     assert same_bits(on_gpu.copy(), w)
 
 
+def state_of_one() -> dict[str, Any]:
+    optimizer = Adam(0.1)
+    optimizer.build([np.ones(3)])
+    return optimizer.state_dict()
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -142,6 +149,9 @@ def test_settings_change_right_before_a_capture(gpus: None) -> None:
         (lambda optimizer, w: optimizer.adjust(w[0], learning_rate_multiplier=0.5), "a change of settings"),
         (lambda optimizer, w: optimizer.adjust(w[0], weight_decay=0.5), "a change of settings"),
         (lambda optimizer, w: optimizer.build(w[1:]), "making slots"),
+        (lambda optimizer, _: optimizer.state_dict(), "Adam: a graph is captured, and copying or loading"),
+        (lambda optimizer, _: copy.deepcopy(optimizer), "Adam: a graph is captured, and copying or loading"),
+        (lambda optimizer, _: optimizer.load_state_dict(state_of_one()), "and copying or loading a state"),
     ],
 )
 def test_what_would_wait_is_refused_while_a_graph_is_captured(

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fusedstep import _native
-from fusedstep.optimizers.state import PlanState, listed
+from fusedstep.optimizers.state import PlanState, at_rest, listed
 from fusedstep.serialization import plain
 from fusedstep.version import __version__
 
@@ -31,7 +30,7 @@ def state_of(optimizer: "Optimizer") -> dict[str, Any]:
     config = optimizer.get_config()
     if callable(config.get("learning_rate")):
         del config["learning_rate"]  # it is the program's, and not in the state
-    states = _native.at_rest(optimizer._plans, lambda: list(map(PlanState.of, optimizer._plans)))
+    states = at_rest(optimizer._plans, who, lambda: list(map(PlanState.of, optimizer._plans)))
     states += optimizer._carried
     return {
         "class_name": who,
@@ -71,7 +70,7 @@ def restore(optimizer: "Optimizer", state: Any, who: str) -> None:
         for plan, build in zip(optimizer._plans, builds, strict=False):
             build.write(plan)
 
-    _native.at_rest(optimizer._plans, write_all)
+    at_rest(optimizer._plans, who, write_all)
     waiting = builds[len(optimizer._plans) :]
     for place, (former, build) in enumerate(zip(optimizer._carried, waiting, strict=False)):
         if former.describes_the_same_as(build):  # what was set of single variables is not in a state

@@ -19,7 +19,7 @@ from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.hyperparameters import Hyperparameter
 from fusedstep.optimizers.minimize import value_and_gradients
 from fusedstep.optimizers.options import WithOptions
-from fusedstep.optimizers.state import DynamicScale, PlanState
+from fusedstep.optimizers.state import DynamicScale, PlanState, at_rest
 from fusedstep.structure import flatten, in_order_of, pair_up
 
 if TYPE_CHECKING:
@@ -692,7 +692,7 @@ class Optimizer(WithOptions):
         }
 
     def _states(self) -> list[PlanState]:
-        copied = _native.at_rest(self._plans, lambda: list(map(PlanState.of, self._plans)))
+        copied = at_rest(self._plans, type(self).__name__, lambda: list(map(PlanState.of, self._plans)))
         adjustments = self._adjustments
         states = [
             replace(state, changes=adjustments.of(plan), adjustments_made=adjustments.made)

@@ -1,8 +1,8 @@
 """The state of one build, apart from its variables: what copies, pickles and checkpoints carry."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ from fusedstep import _native
 from fusedstep.checks import integer_in, real_in
 from fusedstep.device_arrays import write
 from fusedstep.optimizers.adjustments import Change
+
+_T = TypeVar("_T")
 
 
 def _count(value: Any) -> int:
@@ -199,6 +201,16 @@ class PlanState:
                 for label, variable in zip(labels, described, strict=True)
             ],
         )
+
+
+def at_rest(plans: Sequence[_native.Plan], who: str, function: Callable[[], _T]) -> _T:
+    """Call what copies or writes states, while no step of these plans is made; it may wait for a GPU."""
+    if any(plan.is_capturing() for plan in plans):
+        raise RuntimeError(
+            f"{who}: a graph is captured, and copying or loading a state would have to wait for the GPU;"
+            " do that before the capture, or after it"
+        )
+    return _native.at_rest(plans, function)
 
 
 def listed(differences: list[str], most: int = 10) -> str:

@@ -194,6 +194,15 @@ def test_refused_arrays(bad: Any) -> None:
             call()
 
 
+def test_a_refused_array_of_another_library_is_named_with_it() -> None:
+    """CuPy's class has NumPy's name."""
+    theirs = type("ndarray", (), {"__module__": "cupy", "dtype": np.dtype(np.float32)})()
+    with pytest.raises(TypeError, match=r"got a cupy\.ndarray of float32; pass cupy\.asnumpy\(x\)"):
+        clip_by_norm(theirs, 1)
+    with pytest.raises(TypeError, match=r"got a numpy\.ndarray of int64$"):
+        clip_by_norm(np.ones(2, np.int64), 1)
+
+
 def test_refused_numbers() -> None:
     x = np.ones(2)
     with pytest.raises(ValueError, match=r"clip_by_value: low must be at most high, got 1\.0 and -1\.0"):

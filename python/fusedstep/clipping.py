@@ -125,8 +125,11 @@ def _is_plain(x: Any) -> bool:
 def _checked(x: Any, what: str) -> Any:
     is_array = isinstance(x, (np.ndarray, np.generic)) and not isinstance(x, np.ma.MaskedArray)
     if not is_array or x.dtype.name not in DTYPES or not x.dtype.isnative:
-        found = f"{type(x).__name__} of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
-        raise TypeError(f"{what} must be a NumPy array of {', '.join(DTYPES)}, got a {found}")
+        library, name = type(x).__module__.partition(".")[0], type(x).__name__
+        found = name if library == "builtins" else f"{library}.{name}"
+        found += f" of {x.dtype}" if hasattr(x, "dtype") else ""
+        advice = "; pass cupy.asnumpy(x)" if library == "cupy" else ""
+        raise TypeError(f"{what} must be a NumPy array of {', '.join(DTYPES)}, got a {found}{advice}")
     return x
 
 

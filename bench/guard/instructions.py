@@ -24,6 +24,7 @@ WORKLOADS = (
     "1x65536-sgd",
     "1x65536-lion",
     "1x65536-bfloat16",
+    "1x65536-adamw-clip",
     "1x65536-adamw-clip-ema",
     "1x65536-sparse",
 )

@@ -117,6 +117,29 @@ def test_a_lazy_parameter_that_sees_no_input_before_the_first_step(way: str) -> 
         torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
 
 
+def test_a_group_in_the_place_of_one_with_other_numbers() -> None:
+    """Of the very same parameters."""
+    ours, theirs = both("Adam", [(3,)])
+    for each in (ours, theirs):
+        step(each, 0)
+        each.param_groups[0] = {**each.param_groups[0], "lr": 0.5}
+        step(each, 1)
+    assert_same(ours, theirs)
+
+
+def test_a_parameter_that_leaves_its_group() -> None:
+    """It stays as it is, whatever its gradient."""
+    ours, theirs = both("Adam", [(3,), (2,)])
+    for each in (ours, theirs):
+        step(each, 0)
+        gone = each.param_groups[0]["params"].pop()
+        before = gone.detach().clone()
+        gone.grad = torch.ones(2)
+        step(each, 1)
+        assert torch.equal(gone, before)
+    assert_same(ours, theirs)
+
+
 def test_groups_and_lists_in_the_place_of_others() -> None:
     """Also where Python gives a new one the id of one that is gone."""
     ours, theirs = both("Adam", [(2,)])
@@ -251,14 +274,39 @@ def test_data_that_is_laid_out_anew(name: str, first: str, change: str) -> None:
     torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-5)
 
 
-def test_data_that_moves_between_the_calls_of_one_step() -> None:
+def gapped(values: Any) -> Any:
+    return torch.stack([values, values], dim=-1)[..., 0]
+
+
+def channels_last(values: Any) -> Any:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [gapped, channels_last])
+def test_data_that_is_written_between_steps_in_whatever_layout(layout: Callable[[Any], Any]) -> None:
+    """Also where the parameter has no gradient, beside one that has."""
+    ours, theirs = both("Adam", [(2, 3, 4, 5), (2,)], lr=0.1)
+    for each in (ours, theirs):
+        odd, plain = params_of(each)
+        odd.data = layout(odd.data)
+        assert not odd.is_contiguous()
+        for k in range(4):
+            odd.grad = torch.full((2, 3, 4, 5), float(k)) if k != 2 else None
+            plain.grad = torch.ones(2)
+            odd.data.add_(1.0)
+            each.step()
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("moved", [[1], [1, 2]], ids=str)
+def test_data_that_moves_between_the_calls_of_one_step(moved: list[int]) -> None:
     """Every parameter is updated once, also where parts are made anew after the first of them."""
     params = [parameter(3, seed=k) for k in range(3)]
     groups = [{"params": params[:1]}, {"params": params[1:2], "maximize": True}, {"params": params[2:]}]
     optimizer = adapted.SGD(groups, lr=1.0, momentum=0.5)
     step(optimizer, 0)
-    for p in params[1:]:
-        p.data = p.data.clone()
+    for k in moved:
+        params[k].data = params[k].data.clone()
     before = [(p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()) for p in params]
     step(optimizer, 1)
     for p, (value, momentum), sign in zip(params, before, (-1, 1, -1), strict=True):
@@ -401,6 +449,18 @@ def test_a_momentum_buffer_of_none_is_a_new_start() -> None:
     assert_same(ours, theirs)
 
 
+def test_an_average_tells_of_no_momentum() -> None:
+    """That of a parameter whose momentum starts anew goes on."""
+    ours, theirs = both("SGD", [(3,)], lr=0.1, momentum=0.9, dampening=0.5)
+    ours.ema = 0.75
+    for each in (ours, theirs):
+        step(each, 0)
+        each.state[params_of(each)[0]]["momentum_buffer"] = None
+        step(each, 1)
+    (p,), (q,) = params_of(ours), params_of(theirs)
+    torch.testing.assert_close(p, q)
+
+
 @pytest.mark.parametrize("buffer", ["none", "missing"])
 def test_no_momentum_before_the_first_update_with_it(buffer: str) -> None:
     """Of a parameter that has a state; a buffer of zeros would be one of an update that was made."""
@@ -434,6 +494,83 @@ def test_counts_that_are_edited_in_place(name: str) -> None:
         step(each, 3)
         assert each.state[first]["step"] == 9
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("look", [False, True], ids=["step", "state_dict"])
+def test_state_that_is_edited_after_a_refused_step(look: bool) -> None:
+    """The step that was refused was the first one with that state."""
+    ours, theirs = both("Adam", [(3,)], lr=0.1)
+    for each in (ours, theirs):
+        step(each, 0)
+        each.load_state_dict(copy.deepcopy(each.state_dict()))
+    (p,) = params_of(ours)
+    p.grad = torch.ones(3).to_sparse()
+    with pytest.raises(TypeError, match="must be dense"):
+        ours.step()
+    for each in (ours, theirs):
+        (one,) = params_of(each)
+        each.state[one]["exp_avg"].fill_(7.0)
+        if look:
+            assert torch.equal(each.state_dict()["state"][0]["exp_avg"], torch.full((3,), 7.0))
+        step(each, 1)
+    assert_same(ours, theirs)
+
+
+def test_state_that_is_replaced_after_a_step_without_gradients() -> None:
+    optimizer = adapted.Adam([parameter(3)])
+    (p,) = params_of(optimizer)
+    step(optimizer, 0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        optimizer.step()
+    kept = optimizer.state[p]["exp_avg"]  # so that the new one is found by looking
+    optimizer.state[p]["exp_avg"] = torch.zeros(3)
+    step(optimizer, 1)
+    assert kept.any()
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.1 * p.grad)
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted and kept"])
+def test_state_of_a_later_parameter_that_is_changed(change: str) -> None:
+    ours, theirs = both("Adam", [(3,), (2,)], lr=0.1)
+    kept = []
+    for each in (ours, theirs):
+        step(each, 0)
+        _, p = params_of(each)
+        if change == "replaced":
+            each.state[p]["exp_avg"] = torch.zeros(2)
+        else:
+            kept.append(each.state.pop(p))
+        step(each, 1)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_what_state_dict_says_of_state_that_was_changed(change: str) -> None:
+    ours, theirs = both("Adam", [(3,), (2,)], lr=0.1)
+    kept = []  # or the state would be known by what was lost
+    for each in (ours, theirs):
+        step(each, 0)
+        _, p = params_of(each)
+        if change == "replaced":
+            each.state[p]["exp_avg"] = torch.zeros(2)
+        else:
+            kept.append(each.state.pop(p))
+    states = [each.state_dict()["state"] for each in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    if change == "replaced":
+        assert not states[0][1]["exp_avg"].any()
+    for each in (ours, theirs):
+        step(each, 1)
+    assert_same(ours, theirs)
+
+
+def test_an_optimizer_without_state_has_none_for_its_parameters() -> None:
+    states = []
+    for each in both("SGD", [(3,)], lr=0.1):
+        step(each, 0)
+        states.append(each.state_dict()["state"])
+    assert states == [{}, {}]
 
 
 def test_a_tensor_that_was_replaced_while_the_former_is_kept() -> None:
@@ -650,6 +787,22 @@ def test_no_average_before_the_first_update_of_a_parameter(name: str, way: str) 
     assert optimizer.state[b]["ema"] is average or way != "none"
 
 
+def test_an_average_goes_on_where_there_is_no_gradient() -> None:
+    """Also after a remake."""
+    a, b = parameter(2), parameter(2, seed=1)
+    optimizer = adapted.Adam([a, b], lr=0.1, ema=0.5)
+    step(optimizer, 0)
+    step(optimizer, 1)
+    for remake in (False, True):
+        if remake:
+            optimizer = make_again(optimizer, "pickle")
+            a, b = params_of(optimizer)
+        before = optimizer.state[b]["ema"].clone()
+        a.grad, b.grad = torch.ones(2), None
+        optimizer.step()
+        torch.testing.assert_close(optimizer.state[b]["ema"], 0.5 * before + 0.5 * b.detach())
+
+
 def test_an_average_that_started_late_is_watched_as_the_others() -> None:
     """What is put in its place counts."""
     a, b = parameter(2), parameter(2, seed=1)
@@ -714,6 +867,39 @@ def test_the_memory_of_a_state_that_was_replaced_is_freed_at_once(way: str) -> N
         clone_all(optimizer)
         optimizer.state_dict()
     assert [one() for one in held] == [None, None]
+
+
+def test_no_norm_after_a_first_step_that_was_refused() -> None:
+    """Of two calls neither was made."""
+    params = [parameter(3), parameter(3)]
+    optimizer = adapted.SGD([{"params": params[:1]}, {"params": params[1:], "maximize": True}], lr=1.0)
+    params[0].grad, params[1].grad = torch.ones(3), torch.ones(3).to_sparse()
+    with pytest.raises(TypeError, match="must be dense"):
+        optimizer.step()
+    assert optimizer.gradient_norm is None
+
+
+def test_a_state_that_was_loaded_is_a_copy() -> None:
+    """Steps of the optimizer that it came from do not change it."""
+    first, second = (adapted.Adam([parameter(3)]) for _ in range(2))
+    step(first, 0)
+    second.load_state_dict(first.state_dict())
+    (p,), (q,) = params_of(first), params_of(second)
+    loaded = second.state[q]["exp_avg"].clone()
+    step(first, 1)
+    assert not torch.equal(first.state[p]["exp_avg"], loaded)
+    assert torch.equal(second.state[q]["exp_avg"], loaded)
+
+
+def test_a_state_whose_counts_are_numbers() -> None:
+    """As in files of old versions of PyTorch."""
+    optimizer = adapted.Adam([parameter(3)])
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    saved["state"][0]["step"] = 5
+    optimizer.load_state_dict(saved)
+    step(optimizer, 1)
+    assert optimizer.state[params_of(optimizer)[0]]["step"] == 6
 
 
 def test_hooks_after_loading_have_the_last_word() -> None:

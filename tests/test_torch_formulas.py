@@ -211,6 +211,10 @@ LAYOUTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "expanded gradient": (lambda p: p, lambda g: g[:1].expand(g.shape)),
     "strided parameter": (strided_parameter, lambda g: g),
     "strided parameter and gradient": (strided_parameter, strided_parameter),
+    "strided and transposed parameter": (
+        lambda p: torch.nn.Parameter(strided_parameter(p.transpose(0, 1)).detach().transpose(0, 1)),
+        lambda g: g,
+    ),
     "transposed parameter": (
         lambda p: torch.nn.Parameter(p.detach().transpose(0, 1).contiguous().transpose(0, 1)),
         lambda g: g,

@@ -114,6 +114,23 @@ def test_groups_with_other_rules() -> None:
     assert_close(ours, theirs)
 
 
+def test_nothing_is_made_anew_where_nothing_changed() -> None:
+    """Also with a rule all of whose parameters have a state and no gradient, and where the state is saved."""
+    params = parameters()
+    optimizer: Any = adapted.Adam([{"params": params[:2]}, {"params": params[2:], "amsgrad": True}])
+    walk(optimizer, params, range(1))
+    optimizer.load_state_dict(optimizer.state_dict())
+    found = set()
+    for step in range(1, 6):
+        set_gradients(params, step)
+        if step < 4:
+            params[2].grad = params[3].grad = None
+        optimizer.step()
+        optimizer.state_dict()
+        found.add(tuple(map(id, optimizer._parts)))
+    assert len(found) == 1
+
+
 def test_add_param_group_keeps_the_state() -> None:
     ours, theirs = parameters(), parameters()
     optimizer, peer = adapted.NAdam(ours[:2]), torch.optim.NAdam(theirs[:2], foreach=False)
@@ -133,6 +150,14 @@ def test_parameters_that_never_have_a_gradient_take_no_memory() -> None:
     params[0].grad = torch.ones_like(params[0])
     optimizer.step()
     assert list(optimizer.state) == params[:1]
+
+
+def test_parameters_without_elements() -> None:
+    params = [torch.nn.Parameter(torch.zeros(0, 3)), *parameters(1)]
+    before = values(params)
+    walk(adapted.Adam(params), params, range(2))
+    assert params[0].shape == (0, 3)
+    assert not torch.equal(params[1], before[1])
 
 
 def test_no_gradient_at_all_changes_nothing() -> None:
@@ -285,9 +310,11 @@ def test_a_learning_rate_in_a_tensor() -> None:
     assert torch.equal(params[0], (before - 0.5 * gradient) - 0.25 * gradient)
 
 
-def test_grad_scaler() -> None:
+@pytest.mark.parametrize("fused", [None, True])
+def test_grad_scaler(fused: bool | None) -> None:
     """Scaled gradients are divided; a step with an infinite one is left out."""
-    optimizer, ours, peer, theirs = pair("Adam", lr=0.1)
+    _, ours, peer, theirs = pair("Adam", lr=0.1)
+    optimizer = adapted.Adam(ours, lr=0.1, fused=fused)  # PyTorch's divides them itself, if that is True
     scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2) for _ in range(2)]
     for step in range(5):
         for each, params, scaler in ((optimizer, ours, scalers[0]), (peer, theirs, scalers[1])):
@@ -348,6 +375,18 @@ def test_autograd_sees_that_parameters_changed() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_autograd_sees_which_parameters_changed() -> None:
+    """Not those without a gradient."""
+    params = parameters(2)
+    optimizer = adapted.Adam(params)
+    walk(optimizer, params, range(1))
+    for k, p in enumerate(params):
+        before = [one._version for one in params]
+        params[1 - k].grad, p.grad = None, torch.ones_like(p)
+        optimizer.step()
+        assert [one._version > old for one, old in zip(params, before, strict=True)] == [k == 0, k == 1]
 
 
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
@@ -471,8 +510,30 @@ def test_arguments_are_checked_as_pytorch_does() -> None:
         adapted.Adam(parameters(), beta=1)
     with pytest.raises(ValueError, match=r"Adam: max_norm must lie in \(0, inf\), got 0.0"):
         adapted.Adam(parameters(), max_norm=0)
+    with pytest.raises(ValueError, match=r"Adam: ema must lie in \[0, 1\], got 1.5"):
+        adapted.Adam(parameters(), ema=1.5)
     with pytest.raises(ValueError, match="Adam: differentiable is True"):
         adapted.Adam(parameters(), differentiable=True)
+
+
+def test_a_class_without_a_rule_is_refused() -> None:
+    class Own(adapted.Fused, torch.optim.SGD):  # type: ignore[misc, name-defined]
+        pass
+
+    params = parameters(1)
+    optimizer = Own(params, lr=0.1)
+    set_gradients(params, 0)
+    with pytest.raises(NotImplementedError, match=r"Own has no rule; use fusedstep\.torch\.Adam or another"):
+        optimizer.step()
+
+
+def test_before_the_first_step() -> None:
+    """There is neither a norm nor a state; nor after one without gradients."""
+    optimizer = adapted.Adam(parameters(), max_norm=1.0)
+    for _ in range(2):
+        assert optimizer.gradient_norm is None
+        assert optimizer.state_dict()["state"] == {}
+        optimizer.step()
 
 
 def test_signatures_are_those_of_pytorch_with_two_more() -> None:
@@ -521,9 +582,12 @@ def test_arguments_that_choose_an_implementation_change_nothing(way: str) -> Non
 
 
 @pytest.mark.parametrize("rules", [1, 2])
-def test_sparse_gradients_are_refused_whole(rules: int) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sparse_gradients_are_refused_whole(rules: int, transposed: bool) -> None:
     """Also where a group with another rule would have been updated before."""
     params = parameters()
+    if transposed:
+        params[1].data = params[1].data.t().contiguous().t()
     groups = [{"params": params[:1], "amsgrad": rules == 2}, {"params": params[1:]}]
     optimizer = adapted.Adam(groups)
     set_gradients(params, 0)
@@ -615,6 +679,13 @@ def test_an_expanded_parameter_is_refused_whole() -> None:
         ):
             optimizer.step()
     assert not optimizer.state
+
+
+def test_a_stride_of_zero_along_an_axis_of_length_one() -> None:
+    p = torch.nn.Parameter(torch.ones(3).as_strided((1, 3), (0, 1)))
+    p.grad = torch.ones(1, 3)
+    adapted.SGD([p], lr=0.5).step()
+    assert torch.equal(p, torch.full((1, 3), 0.5))
 
 
 def refusal(*params: Any, names: bool = False, lr: float = 0.1) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.metadata
+import inspect
 import io
 import pickle
 import random
@@ -30,6 +31,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False}),
     ("Adam", {"grad_clip": 0.0, "beta1": 0.8, "beta2": 0.99, "eps": 1e-3}),
     ("Adam", {"use_averages": False, "grad_clip": 0.1}),
+    ("Adam", {"learn_rate": 0.1, "beta2": 0.0}),  # which is plain descent
     ("Adam", {"learn_rate": [0.1, 0.05, 0.01], "beta1": [0.9, 0.8], "L2": [0.01, 0.001]}),
     ("SGD", {"learn_rate": 0.1}),
     ("SGD", {"learn_rate": 0.1, "L2": 0.001, "grad_clip": 0.5}),
@@ -86,6 +88,21 @@ def test_thinc_goes_on_from_our_state(name: str) -> None:
     peer((0, "W"), w, normal(6, 2).reshape(2, 3))
     assert (w != before).all()
     assert peer.nr_update[0, "W"] == 2
+
+
+@pytest.mark.parametrize("name", ["Adam", "RAdam", "SGD"])
+def test_every_argument_is_passed_on(name: str) -> None:
+    factories = [getattr(library, name) for library in (adapted, thinc.optimizers)]
+    numbers = {"L2": 0.25, "beta1": 0.5, "beta2": 0.75, "eps": 0.125, "grad_clip": 3.0}
+    others = {"L2_is_weight_decay": False, "use_averages": False}
+    known = inspect.signature(factories[1]).parameters
+    arguments = {key: value for key, value in (numbers | others).items() if key in known}
+    attributes = ("b1", "b2", "eps", "L2", "grad_clip", "L2_is_weight_decay", "use_radam")
+    for given in ({}, arguments):
+        ours, theirs = (factory(0.5, **given) for factory in factories)
+        for attribute in attributes:
+            assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
+        assert (ours.averages is None) == (theirs.averages is None)
 
 
 def test_bits_of_the_class_on_numpy_arrays() -> None:
@@ -244,6 +261,34 @@ def test_the_updates_of_all_parameters_learn_together_whether_one_thread_is_fast
     (pace,) = {updater.plan.pace for updater in optimizer._updaters.values()}
     assert pace not in {updater.plan.pace for updater in other._updaters.values()}
     assert len({updater.plan for updater in optimizer._updaters.values()}) == 3
+
+
+@pytest.mark.parametrize("use_averages", [True, False])
+def test_what_updates_a_parameter_is_made_once(use_averages: bool) -> None:
+    """Also where its weights come as other arrays over the same memory."""
+    optimizer, w = adapted.Adam(0.1, use_averages=use_averages), normal(4, 0)
+    updaters = set()
+    for step in range(4):
+        optimizer((0, "W"), w if step % 2 else w[:], normal(4, step))
+        updaters.add(optimizer._updaters[0, "W"])
+    assert len(updaters) == 1
+
+
+def test_a_gradient_without_elements_is_no_update() -> None:
+    for library in (adapted, thinc.optimizers):
+        optimizer, w, gradient = library.Adam(0.1), np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
+        same, zeros = optimizer((0, "W"), w, gradient)
+        assert same is w
+        assert zeros is gradient
+        assert not optimizer.nr_update
+
+
+def test_a_penalty_of_0_adds_nothing() -> None:
+    """Not even to a weight that is infinite, whose product with 0 is NaN."""
+    w = np.array([np.inf, 1.0], np.float32)
+    optimizer = adapted.SGD(0.5, L2=0.0, L2_is_weight_decay=False, grad_clip=0.0)
+    optimizer((0, "W"), w, np.ones(2, np.float32))
+    assert w.tolist() == [np.inf, 0.5]
 
 
 def test_weights_that_are_not_contiguous_come_back_as_a_copy() -> None:

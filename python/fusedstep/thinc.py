@@ -228,7 +228,7 @@ def rule_of(settings: Settings) -> str:
             f"Adam: beta1 is {b1} and beta2 is {b2}, which thinc does not implement; set both above 0, or"
             " beta2 to 0, for plain gradient descent"
         )
-    return "adam" if b1 > 0 and b2 > 0 else "sgd"
+    return "adam" if b2 > 0 else "sgd"
 
 
 def Adam(  # noqa: N802 - thinc's name

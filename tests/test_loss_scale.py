@@ -45,6 +45,17 @@ def test_it_is_an_optimizer_with_keras_names_and_defaults() -> None:
     assert "SGD(learning_rate=0.01" in repr(opt)
 
 
+def test_repr_shows_what_is_not_default() -> None:
+    for arguments, shown in (
+        ({}, ""),
+        ({"initial_scale": 8.0}, ", initial_scale=8.0"),
+        ({"dynamic_growth_steps": 3}, ", dynamic_growth_steps=3"),
+        ({"initial_scale": 8.0, "dynamic_growth_steps": 3}, ", initial_scale=8.0, dynamic_growth_steps=3"),
+    ):
+        opt = LossScaleOptimizer(SGD(), **arguments)
+        assert repr(opt) == f"LossScaleOptimizer({opt.inner_optimizer!r}{shown})"
+
+
 def test_the_course_of_the_scale() -> None:
     opt, w = LossScaleOptimizer(SGD(), 8.0, 3), np.zeros(5000, np.float32)
     assert scales(opt, w, "+++") == [8, 8, 16]
@@ -112,6 +123,38 @@ def test_replicas_dicts_and_settings_pass_through() -> None:
     assert opt.beta_1 == 0.9
     opt.forget(models[0])
     assert opt.variables == []
+
+
+def test_settings_of_single_variables_pass_through() -> None:
+    opt, ws = LossScaleOptimizer(SGD(0.5, weight_decay=0.5), 4.0), [np.ones(1) for _ in range(4)]
+    opt.build(ws)
+    opt.adjust(ws[0], learning_rate_multiplier=0.5)
+    opt.adjust(ws[1], weight_decay=0.0)
+    opt.adjust(ws[2], frozen=True)
+    opt.apply([np.full(1, 4.0) for _ in ws])
+    assert [float(w[0]) for w in ws] == [1 - 0.125 - 0.25, 0.5, 1.0, 1 - 0.25 - 0.5]
+
+
+def test_an_inner_optimizer_that_has_built_already_takes_the_scale() -> None:
+    inner, w = SGD(0.5), np.ones(1)
+    inner.build([w])
+    opt = LossScaleOptimizer(inner, 4.0)
+    assert opt.skip_nonfinite is True
+    assert opt.dynamic_scale == 4
+    opt.apply([np.full(1, 4.0)])
+    assert w[0] == 0.5
+    opt.apply([np.full(1, np.inf)])
+    assert (w[0], opt.skipped, opt.dynamic_scale) == (0.5, True, 2)
+
+
+def test_the_scale_outlives_the_variables_that_changed_it() -> None:
+    opt, w = LossScaleOptimizer(SGD(), 8.0, 3), np.zeros(2)
+    for value in (np.inf, 1.0, 1.0):
+        opt.apply([np.full(2, value)], [w])  # and nobody asks for the scale
+    opt.forget([w])
+    assert opt.dynamic_scale == 4
+    opt.apply([np.ones(2)], [w])
+    assert opt.dynamic_scale == 8
 
 
 def test_replicas_of_one_of_several_models() -> None:
@@ -274,6 +317,19 @@ def test_refusals(arguments: Callable[[], tuple[Any, ...]], error: type[Exceptio
     assert f"LossScaleOptimizer: {sentence}" in str(caught.value)
 
 
+def test_an_inner_optimizer_has_one_scale() -> None:
+    inner = SGD()
+    outer = LossScaleOptimizer(inner, 8.0)
+    for one in (inner, outer):
+        with pytest.raises(ValueError, match=r"inner_optimizer has loss_scale_factor=8\.0 of its own"):
+            LossScaleOptimizer(one)
+
+
+def test_one_that_is_not_made_yet_has_no_attributes() -> None:
+    """As copy and pickle make it first."""
+    assert not hasattr(LossScaleOptimizer.__new__(LossScaleOptimizer), "beta_1")
+
+
 def test_a_refused_inner_optimizer_is_left_as_it_was() -> None:
     inner = SGD()
     with pytest.raises(ValueError, match="dynamic_growth_steps"):
@@ -301,6 +357,8 @@ def test_minimize_scales_the_loss() -> None:
         TypeError, match=r"LossScaleOptimizer\.minimize: loss must take the variables, for autograd"
     ):
         opt.minimize(lambda: (1.0, [2 * w]), [w])
+    with pytest.raises(TypeError, match=r"loss must take the variables, for autograd, got 3\.0"):
+        opt.minimize(3.0, [w])  # type: ignore[arg-type]
     assert w[0] == 0.8
 
 
@@ -386,6 +444,9 @@ def test_kerass_own_configuration_is_read() -> None:
         "config": {"name": "SGD", "learning_rate": 0.5},
     }
     config = {"name": "loss_scale_optimizer", "inner_optimizer": inner, "initial_scale": 4.0}
+    before = copy.deepcopy(config)
+    LossScaleOptimizer.from_config(config)
+    assert config == before
     made = fusedstep.get({"class_name": "LossScaleOptimizer", "config": config, "registered_name": None})
     assert isinstance(made, LossScaleOptimizer)
     assert (made.initial_scale, made.dynamic_growth_steps, made.learning_rate) == (4.0, 2000, 0.5)

@@ -318,6 +318,74 @@ def test_gradients_of_frozen_variables_are_checked_in_every_step(library: str) -
     assert bool((w == 0).all())
 
 
+def settings_of(opt: Optimizer) -> list[tuple[float, float, bool]]:
+    """Of each variable: the learning rate's multiplier, the weight decay, and whether it is frozen."""
+    plan: Any = opt._plan
+    found = [(1.0, opt.weight_decay or 0.0, False) for _ in range(len(plan))]
+    for index, its in opt._adjustments.of(plan).items():
+        given = (its.multiplier, its.weight_decay, its.frozen)
+        found[index] = tuple(  # type: ignore[assignment]
+            before if now is None else now for before, now in zip(found[index], given, strict=True)
+        )
+    return found
+
+
+def test_a_name_is_that_of_all_below_it_and_of_no_other() -> None:
+    opt = SGD(1.0)
+    w = {name: np.zeros(1) for name in ("layer1/a", "layer10/a", "layer1/b", "my/layer1", "layer1x")}
+    opt.build(w)
+    opt.adjust("layer1", learning_rate_multiplier=2.0)
+    opt.apply([np.ones(1) for _ in w])
+    assert [float(one[0]) for one in w.values()] == [-2, -1, -2, -1, -1]
+    for name in ("layer", "layer1/", "a", ""):
+        with pytest.raises(ValueError, match=f"no variable was built with the name '{name}', or below it"):
+            opt.adjust(name, frozen=True)
+
+
+def test_settings_that_are_not_given_stay() -> None:
+    """Whatever named the variable before."""
+    opt, w = SGD(1.0), np.zeros(1)
+    opt.build({"w": w})
+    opt.adjust("w", frozen=True)
+    opt.adjust((w,), learning_rate_multiplier=2.0)
+    opt.adjust(["w"], weight_decay=0.5)
+    assert settings_of(opt) == [(2.0, 0.5, True)]
+    opt.apply([np.ones(1)])
+    assert w[0] == 0
+
+
+def test_settings_go_with_the_arrays_that_are_forgotten() -> None:
+    """Those by name stay."""
+    opt, w = SGD(1.0), {"w": np.zeros(1)}
+    opt.build(w)
+    opt.adjust("w", weight_decay=0.5)
+    opt.adjust(w["w"], frozen=True)
+    opt.forget(w)
+    opt.build(w)
+    assert settings_of(opt) == [(1.0, 0.5, False)]
+
+
+def test_settings_that_are_refused_in_a_step_leave_the_others() -> None:
+    class Meddles(fusedstep.CustomOptimizer):
+        _meddles = True
+
+        def update(self, variable: Any, gradient: Any, slots: Any, learning_rate: float, t: int) -> None:
+            if self._meddles:
+                self.adjust("w", frozen=True)
+            variable -= learning_rate * gradient
+
+    opt, w, v = Meddles(1.0), np.zeros(1), np.zeros(1)
+    opt.build({"w": w})
+    with pytest.raises(RuntimeError, match="in the middle of another step"):
+        opt.apply([np.ones(1)])
+    opt._meddles = False
+    opt.adjust("w", weight_decay=0.0)
+    opt.apply([np.ones(1)])
+    opt.build({"w": v})
+    opt.apply([np.ones(1)])
+    assert w[0] == v[0] == -1
+
+
 def test_settings_that_change_in_every_step_are_kept_once() -> None:
     """Of each kind, in the order in which they came last, whatever their selectors have in common."""
     opt = AdamW(1.0, weight_decay=0.1)
@@ -327,7 +395,7 @@ def test_settings_that_change_in_every_step_are_kept_once() -> None:
     expected = {name: [1.0, 0.1, False] for name in w}
     for step in range(5):
         for selector, chosen in (
-            ("layer1", ["layer1/a", "layer1/b"]),
+            ("".join(["layer", "1"]), ["layer1/a", "layer1/b"]),  # not the same string
             (pattern, ["layer0/a", "layer1/a", "layer2/a"]),
             (w["layer1/a"][:], ["layer1/a"]),
             ("layer1", ["layer1/a", "layer1/b"]),
@@ -356,7 +424,12 @@ def test_refused_settings() -> None:
         (
             "dense/kernle",
             {"frozen": True},
-            "with the name 'dense/kernle', or below it; did you mean",
+            "with the name 'dense/kernle', or below it; did you mean 'dense/kernel'?",
+        ),
+        (
+            "bias",
+            {"frozen": True},
+            "with the name 'bias', or below it; there are ['dense/kernel', 'dense']",
         ),
         (np.zeros(3), {"frozen": True}, "an array of shape (3,) was never built; build(variables) adds"),
         (w, {"weight_decay": -1.0}, "SGD.adjust: weight_decay must lie in [0, inf), got -1.0"),
@@ -364,6 +437,13 @@ def test_refused_settings() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             opt.adjust(variables, **arguments)
+    for chosen, frozen, sentence in (
+        (w, "yes", "SGD.adjust: frozen must be True or False, got 'yes'"),
+        (3, True, "SGD.adjust: variables must be arrays or names, got 3 of type int"),
+        ([w, None], True, "SGD.adjust: variables must be arrays or names, got None of type NoneType"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(sentence)):
+            opt.adjust(chosen, frozen=frozen)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=re.escape("'(' is no regular expression")):
         opt.exclude_from_weight_decay(var_names=["("])
     opt.adjust(w, learning_rate_multiplier=1e300)

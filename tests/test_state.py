@@ -168,6 +168,55 @@ def test_settings_made_between_two_copies_come_along(how: str) -> None:
     assert w[0] == -2
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_settings_of_single_variables_follow_their_names(how: str) -> None:
+    opt = SGD(1.0)
+    opt.build({"a": np.zeros(2), "b": np.zeros(2)})
+    opt.adjust(opt._plan.variable(0), learning_rate_multiplier=0.5)  # type: ignore[union-attr]
+    twin, (a, b) = COPIES[how](opt), (np.zeros(2), np.zeros(2))
+    twin.build({"b": b, "a": a})
+    twin.apply([np.ones(2), np.ones(2)], [b, a])
+    assert (a[0], b[0]) == (-0.5, -1.0)
+
+
+def test_settings_that_a_copy_carries_count_more_than_those_that_came_before() -> None:
+    """By whatever selector."""
+    w, v, opt = np.zeros(1), np.zeros(1), SGD(1.0)
+    opt.adjust(v, learning_rate_multiplier=0.25)
+    opt.adjust("w", learning_rate_multiplier=0.5)
+    opt.build({"w": w})
+    opt.adjust(w, learning_rate_multiplier=2.0)
+    twin = copy.copy(opt)
+    twin.build({"w": v})
+    twin.apply([np.ones(1)])
+    assert v[0] == -2
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "listed"])
+@pytest.mark.parametrize("how", COPIES)
+def test_variables_with_names_in_one_place_alone_are_matched_in_order(how: str, named: bool) -> None:
+    def built(opt: SGD, arrays: list[Array], by_name: bool) -> SGD:
+        opt.build(dict(zip("ba", arrays, strict=True)) if by_name else arrays)
+        return opt
+
+    opt = built(SGD(1.0, momentum=0.5), [np.zeros(2), np.zeros(3)], named)
+    opt.apply([np.ones(2), np.full(3, 2.0)])
+    opt.adjust(opt._plan.variable(1), learning_rate_multiplier=0.5)  # type: ignore[union-attr]
+    ws = [np.zeros(2), np.zeros(3)]
+    twin = built(COPIES[how](opt), ws, not named)
+    assert [twin.slots(w)["momentum"][0] for w in ws] == [-1, -2]
+    twin.apply([np.zeros(2), np.full(3, 2.0)])
+    assert [w[0] for w in ws] == [-0.5, -1 - 1]
+
+
+def test_a_copy_knows_what_was_counted_before_it_is_built() -> None:
+    opt, w = SGD(1.0, skip_nonfinite=True), np.zeros(1)
+    for value in (1.0, np.inf, np.nan):
+        opt.apply([np.full(1, value)], [w])
+    twin = copy.deepcopy(opt)
+    assert (twin.iterations, twin.skipped_calls) == (opt.iterations, opt.skipped_calls) == (1, 2)
+
+
 def test_a_loaded_state_leaves_the_settings_of_single_variables() -> None:
     w, opt = np.ones(1), SGD(1.0)
     opt.build([w])
@@ -176,6 +225,33 @@ def test_a_loaded_state_leaves_the_settings_of_single_variables() -> None:
     twin.load_state_dict(opt.state_dict())
     twin.apply([np.ones(1)], [v])
     assert v[0] == 0
+
+
+def test_a_state_that_is_loaded_over_a_copy_s_keeps_the_order_of_its_settings() -> None:
+    """The later one counts, whatever named the variable."""
+    w, v, opt = np.zeros(1), np.zeros(1), SGD(1.0)
+    opt.adjust("w", learning_rate_multiplier=0.5)
+    opt.build({"w": w})
+    opt.adjust(w, learning_rate_multiplier=2.0)
+    twin = copy.copy(opt)
+    twin.load_state_dict(opt.state_dict())
+    twin.build({"w": v})
+    twin.apply([np.ones(1)])
+    assert v[0] == -2
+
+
+@pytest.mark.parametrize("others", [{"v": (1,)}, {"w": (2,)}, {"w": (1,), "v": (1,)}], ids=str)
+def test_a_state_of_other_variables_has_no_settings_of_those_before(others: dict[str, Any]) -> None:
+    opt = SGD(1.0)
+    opt.build({"w": np.zeros(1)})
+    opt.adjust(opt._plan.variable(0), frozen=True)  # type: ignore[union-attr]
+    other = SGD(1.0)
+    other.build({name: np.zeros(shape) for name, shape in others.items()})
+    twin, ws = copy.copy(opt), {name: np.zeros(shape) for name, shape in others.items()}
+    twin.load_state_dict(other.state_dict())
+    twin.build(ws)
+    twin.apply([np.ones(shape) for shape in others.values()])
+    assert all((w == -1).all() for w in ws.values())
 
 
 def test_what_build_refuses_at_its_end_leaves_the_state_that_waits() -> None:

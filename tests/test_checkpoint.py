@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import stat
 import sys
 import threading
 import time
@@ -77,6 +78,18 @@ def test_a_resumed_run_goes_on_to_the_same_bits(
     for step in range(2):
         assert opt.apply(model(step + 9), variables) == resumed.apply(model(step + 9), copies) == step + 4
     assert bits(resumed, copies) == bits(opt, variables)
+
+
+def test_a_run_that_is_resumed_in_the_middle_of_an_update() -> None:
+    opt, w, v = SGD(1.0, gradient_accumulation_steps=3), np.zeros(1), np.zeros(1)
+    for _ in range(2):
+        opt.apply([np.ones(1)], [w])
+    twin = opt.clone()
+    twin.build([v])
+    twin.load_state_dict(opt.state_dict())
+    twin.gradient_accumulation_steps = 3  # which it was
+    twin.apply([np.full(1, 4.0)])
+    assert (w[0], v[0], twin.iterations) == (0, -2, 1)
 
 
 def test_a_resumed_run_on_another_target_with_other_threads(tmp_path: Path) -> None:
@@ -387,6 +400,9 @@ def test_damaged_dicts() -> None:
         goal, damaged(lambda s: s["builds"][0]["slots"].update({"7/velocity": np.ones(3)}))
     )
     assert "reading it ends with" in sentence_of(goal, damaged(lambda s: s["builds"][0]["names"].append("w")))
+    assert "reading it ends with AttributeError" in sentence_of(
+        goal, damaged(lambda s: s["builds"][0]["slots"].update({7: np.ones(3)}))
+    )
     assert "learning_rate must be finite, got nan" in sentence_of(
         goal, damaged(lambda s: s["config"].update(learning_rate=float("nan")))
     )
@@ -498,6 +514,8 @@ def test_errors_of_the_system_and_links(tmp_path: Path) -> None:
     opt, path = saved(tmp_path)
     with pytest.raises(FileNotFoundError):
         opt.save(tmp_path / "no folder" / "state")
+    with pytest.raises(IsADirectoryError):
+        opt.save(tmp_path)
     (tmp_path / "link").symlink_to(path)
     opt.apply([np.ones(5)])
     opt.save(tmp_path / "link")
@@ -505,6 +523,21 @@ def test_errors_of_the_system_and_links(tmp_path: Path) -> None:
     goal = Adam(0.01)
     goal.load(str(path))
     assert goal.iterations == 2
+
+
+def test_the_file_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole file, before it has its name; then the name."""
+    opt, path = built(Adam(), [np.ones(3)]), tmp_path / "state"
+    synced: list[tuple[int, int, bool]] = []
+
+    def fsync(file: int) -> None:
+        found = os.fstat(file)
+        synced.append((found.st_ino, 0 if stat.S_ISDIR(found.st_mode) else found.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    opt.save(path)
+    file = path.stat()
+    assert synced == [(file.st_ino, file.st_size, False), (tmp_path.stat().st_ino, 0, True)]
 
 
 def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:

@@ -507,6 +507,25 @@ def test_one_optimizer_for_several_models() -> None:
     assert len(opt.variables) == 6
 
 
+def test_before_anything_is_built() -> None:
+    opt = SGD(skip_nonfinite=True)
+    assert (opt.iterations, opt.skipped_calls, opt.skipped, opt.gradient_norm) == (0, 0, False, None)
+    assert opt.variables == []
+
+
+def test_iterators_are_read_once() -> None:
+    """Of gradients and variables, in the first step, a later one, and over replicas."""
+    opt, ws = SGD(1.0), [np.zeros(1), np.zeros(2)]
+    grads = [np.ones(1), np.ones(2)]
+    assert opt.apply(iter(grads), iter(ws)) == 1
+    assert opt.apply(iter(grads), iter(ws)) == 2
+    assert opt.apply(variables=iter(ws), replicas=iter([iter(grads), iter(grads)])) == 3
+    other, vs = SGD(1.0), [np.zeros(1), np.zeros(2)]
+    assert other.apply(variables=iter(vs), replicas=iter([iter(grads), iter(grads)]), mean=True) == 1
+    assert [w[0] for w in ws] == [-4, -4]
+    assert [v[0] for v in vs] == [-1, -1]
+
+
 def test_build_more_after_the_first_step() -> None:
     opt, a, b = SGD(1.0, momentum=0.5), np.zeros(1), np.zeros(1)
     opt.apply([np.ones(1)], [a])

@@ -123,3 +123,9 @@ def test_autograd_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeError, match=r"^SGD\.minimize: the package autograd must be there.*pip install"
     ):
         SGD().minimize(lambda w: w.sum(), [np.ones(3)])
+
+
+def test_a_loss_of_variables_that_nobody_built() -> None:
+    sentence = r"SGD\.minimize: var_list is of type NoneType, but must be a list of arrays"
+    with pytest.raises(TypeError, match=sentence):
+        SGD(0.1).minimize(lambda w: w)

@@ -786,7 +786,28 @@ TWO_MODELS: list[TwoModels] = [
     (
         "variables of both models",
         lambda opt, a, b: opt.apply([np.ones(3), np.ones(4)], [a, b]),
-        "ValueError: SGD.apply: variables[1] {ANY}",
+        "ValueError: SGD.apply: variables[1] belongs to another build than variables[0]; each build takes its"
+        " steps in calls of its own",
+    ),
+    (
+        "a variable that was never built, beside one of a model",
+        lambda opt, a, b: opt.apply([np.ones(3), np.ones(4)], [a, np.ones(4)]),
+        "ValueError: SGD.apply: variables[1] (shape (4,), dtype float64) was never built; {ANY}",
+    ),
+    (
+        "gradients alone, as replicas, of another shape",
+        lambda opt, a, b: opt.apply(replicas=[[np.ones(3)]]),
+        "ValueError: SGD.apply: grads[0] has shape (3,), its variable has (4,)",
+    ),
+    (
+        "gradients for no variables",
+        lambda opt, a, b: opt.apply([np.ones(4)], []),
+        f"ValueError: SGD.apply: grads has 1 items, variables 0; {ONE_EACH}",
+    ),
+    (
+        "a mean of no replicas",
+        lambda opt, a, b: opt.apply([np.ones(4)], [b], mean=True),
+        "ValueError: SGD.apply: mean=True is for replicas, and there are none; pass replicas=[grads]",
     ),
     (
         "one array as variables",
@@ -808,6 +829,7 @@ def test_bad_call_with_two_models(row: TwoModels) -> None:
     opt.build([b])
     opt.apply([np.ones(4)], [b])
     refused(lambda: row[1](opt, a, b), row[2])
+    assert opt.apply([], []) == 1, "an empty list is no call"
     assert (a == 1).all()
     assert (b == 0.5).all()
     assert opt.iterations == 1, "the model that stepped last is still the one that is asked about"

@@ -117,20 +117,24 @@ def test_a_gradient_just_at_the_norm_is_left_alone() -> None:
         assert bool((w != -gradient).any()) == changed
 
 
-def test_a_skipped_call_changes_no_byte() -> None:
-    """Slots, averages and sums stay, and it counts as no call."""
-    opt = Adam(0.1, skip_nonfinite=True, use_ema=True, gradient_accumulation_steps=2)
-    variables: list[Array] = [np.ones(5000, np.float32), np.ones(3)]
-    opt.apply([np.ones(5000, np.float32), np.ones(3)], variables)
+@pytest.mark.parametrize("size", [5000, 200_000])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("cls", [Adam, Lamb])
+def test_a_skipped_call_changes_no_byte(cls: type[Adam | Lamb], steps: int, size: int, threads: int) -> None:
+    """Slots, averages and sums stay, and it counts as no call; whichever thread finds it."""
+    opt = cls(0.1, skip_nonfinite=True, use_ema=True, gradient_accumulation_steps=steps)
+    variables: list[Array] = [np.ones(size, np.float32), np.ones(3)]
+    opt.apply([np.ones(size, np.float32), np.ones(3)], variables)
     before = [a.tobytes() for a in (*variables, *opt.variables)]
     for bad in (np.inf, -np.inf, np.nan):
-        gradient = np.zeros(5000, np.float32)
-        gradient[4999] = bad
-        assert opt.apply([gradient, np.ones(3)], variables) == 1
-        assert opt.skipped
-    assert opt.skipped_calls == 3
+        for place in (0, size - 1):
+            gradient = np.zeros(size, np.float32)
+            gradient[place] = bad
+            assert opt.apply([gradient, np.ones(3)], variables) == 1
+            assert opt.skipped
+    assert opt.skipped_calls == 6
     assert [a.tobytes() for a in (*variables, *opt.variables)] == before
-    assert opt.apply([np.zeros(5000, np.float32), np.ones(3)], variables) == 2
+    assert opt.apply([np.zeros(size, np.float32), np.ones(3)], variables) == 2
     assert not opt.skipped
 
 

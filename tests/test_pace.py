@@ -42,6 +42,45 @@ def test_steps_use_all_threads_where_that_is_faster() -> None:
     assert loop.share_on_one(5000) < 0.02
 
 
+def test_the_other_way_is_tried_for_a_few_steps_first() -> None:
+    ways = Loop(0, faster_on_all).run(100).ways
+    assert 1 <= ways.count(1) <= 8
+
+
+FIRST = 9  # steps on all threads: one as after a pause, and 8
+
+
+def test_the_next_trial_comes_soon_after_one_that_was_won() -> None:
+    won, lost = (Loop(0, takes).run(400).ways for takes in (lambda n, i: n * 100e-6, faster_on_all))
+    assert set(won[FIRST : FIRST + 8]) == set(lost[FIRST : FIRST + 8]) == {1}
+    assert won.index(THREADS, FIRST) < 100
+    assert 1 not in lost[FIRST + 8 : 130]
+
+
+def test_a_trial_that_took_too_long_is_lost_however_fast_most_of_it_was() -> None:
+    ways = Loop(0, lambda n, i: 200e-6 if n > 1 else 50e-3 if i == FIRST + 5 else 150e-6).run(60).ways
+    assert set(ways[FIRST : FIRST + 6]) == {1}
+    assert set(ways[FIRST + 6 :]) == {THREADS}
+
+
+def test_ways_that_take_about_as_long_are_not_exchanged_at_once() -> None:
+    ways = Loop(0, lambda n, i: 110e-6 if n == 1 else 100e-6 if i < 20 else 120e-6).run(100).ways
+    assert set(ways[FIRST + 8 :]) == {THREADS}
+
+
+def test_steps_without_a_choice_say_nothing_of_the_ways() -> None:
+    """As with one thread, or too large to be worth one."""
+    ways = []
+    for cost, threads in ((0, 0), (COST, 1), (100 * COST, THREADS)):
+        loop = Loop(0, faster_on_all).run(50)
+        for _ in range(100 if cost else 0):
+            assert loop.pace.choose(cost, threads, loop.now) == threads
+            loop.pace.measured(cost, loop.now, loop.now + cost * 1e-9, True)
+            loop.now += cost * 1e-9
+        ways.append(loop.run(50).ways)
+    assert ways[1] == ways[2] == ways[0]
+
+
 @pytest.mark.parametrize("late", [0.2, 0.5, 0.9])
 def test_steps_use_one_thread_where_waking_the_others_takes_longer(late: float) -> None:
     """After a pause some of the steps on all threads wait milliseconds for a thread to wake."""

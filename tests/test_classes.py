@@ -507,6 +507,14 @@ def test_one_optimizer_for_several_models() -> None:
     assert len(opt.variables) == 6
 
 
+def test_a_gradient_of_another_dtype_over_the_same_memory() -> None:
+    w, gradient, opt = np.zeros(3), np.ones(3, np.float16), SGD(1.0)
+    for one in (gradient, gradient.view(ml_dtypes.bfloat16), gradient):
+        w[...] = 0
+        opt.apply([one], [w])
+        assert (w == -one.astype(np.float64)).all()
+
+
 def test_before_anything_is_built() -> None:
     opt = SGD(skip_nonfinite=True)
     assert (opt.iterations, opt.skipped_calls, opt.skipped, opt.gradient_norm) == (0, 0, False, None)

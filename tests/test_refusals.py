@@ -895,6 +895,28 @@ def test_variable_changed_since_build(row: Change, way: str) -> None:
     goes_on_as_if_nothing_had_been(scene, steps=2)
 
 
+def test_variable_of_another_dtype_of_the_same_size_since_build() -> None:
+    w = np.ones(4, np.float16)
+    opt = SGD(0.5)
+    opt.apply([np.ones(4)], [w])
+    before = w.tobytes()
+    put(w, "dtype", np.dtype(ml_dtypes.bfloat16))
+    refused(lambda: opt.apply([np.ones(4)], [w]), f"ValueError: SGD.apply: variables[0] {BUILT_OTHERWISE}")
+    assert w.tobytes() == before
+
+
+def test_a_gradient_that_meets_a_variable_after_one_that_did_not() -> None:
+    """With its last elements alone, or its first."""
+    memory = np.zeros(30)
+    w, opt = memory[10:20], SGD(0.5)
+    for begin in (1, 9, 19):
+        opt.apply([np.zeros(10)], [w])
+        with pytest.raises(ValueError, match=r"grads\[0\] shares memory with a part of its own variable"):
+            opt.apply([memory[begin : begin + 10]], [w])
+    for begin in (0, 20):
+        opt.apply([memory[begin : begin + 10]], [w])
+
+
 def test_variable_resized_since_build() -> None:
     opt, a, b = Adam(), np.ones(1000), np.ones(5)
     opt.apply([np.ones(1000), np.ones(5)], [a, b])

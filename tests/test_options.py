@@ -741,3 +741,29 @@ def test_a_decay_that_is_not_finite_is_refused() -> None:
     ):
         opt.apply([w.copy()], [w])
     assert (w == 1).all()
+
+
+def test_gradients_that_later_replicas_alone_have() -> None:
+    opt, ws = SGD(1.0), [np.zeros(1) for _ in range(3)]
+    opt.build(ws)
+    opt.adjust(ws[2], frozen=True)
+    opt.apply(replicas=[[None, None, np.ones(1)], [np.ones(1), None, np.ones(1)]])
+    assert [w[0] for w in ws] == [-1, 0, 0]
+    opt.apply(replicas=[[None] * 3, [None, np.ones(1), None]])
+    assert [w[0] for w in ws] == [-1, -1, 0]
+    with pytest.raises(ValueError, match=r"SGD\.apply: replicas\[1\] has 4 items, replicas\[0\] 3"):
+        opt.apply(replicas=[[np.ones(1)] * 3, [np.ones(1)] * 4])
+    assert [w[0] for w in ws] == [-1, -1, 0]
+
+
+def test_values_of_rows_wherever_they_lie() -> None:
+    w, v, memory = np.zeros((4, 2)), np.zeros((2, 2)), np.arange(8.0).reshape(2, 4)
+    opt = SGD(1.0)
+    opt.build([w, v])
+    opt.apply([([1, 3], memory[:, ::2]), None])
+    assert w.tolist() == [[0, 0], [0, -2], [0, 0], [-4, -6]]
+    with pytest.raises(ValueError, match=r"grads\[0\] shares memory with variables\[1\], which this step"):
+        opt.apply([([1, 3], v), v])
+    before = w.copy()
+    opt.apply([([], np.zeros((0, 2))), None])  # NumPy makes float64 of no indices
+    assert (w == before).all()

@@ -1294,7 +1294,7 @@ finally:
     done = python(script, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # threads would take some, too
     assert done.stdout.strip() == "0 [] 1.0"
     assert done.stderr.splitlines()[-1] == (
-        "MemoryError: Adam.build: there is no memory for slots of 200000128 bytes;"
+        "MemoryError: Adam.build: there is no memory for slots of 200002304 bytes;"
         " free some, or choose an optimizer or options with fewer slots"
     )
 

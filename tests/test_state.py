@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import pickle
 import signal
 import subprocess
@@ -708,6 +709,17 @@ def test_a_refused_build_keeps_nothing_alive() -> None:
     del w, bad
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 16, 1 << 20])
+def test_slots_of_one_variable_lie_apart_within_a_page(size: int) -> None:
+    """Else a load is taken for one of what was just stored, and a step may take twice as long."""
+    optimizer = Adam(use_ema=True, gradient_accumulation_steps=2)
+    optimizer.build([np.ones(size, np.float32)])
+    places = [slot.ctypes.data % 4096 for slot in optimizer.variables]
+    assert len(places) == 4
+    apart = [abs(a - b) for a, b in itertools.combinations(places, 2)]
+    assert min(min(d, 4096 - d) for d in apart) >= 512
 
 
 def test_slots_outlive_the_optimizer() -> None:

@@ -48,7 +48,6 @@ class Fused(torch.optim.Optimizer):
     _initial: ClassVar[dict[str, str]] = {}  # where the defaults have the first value of what is in the state
 
     # No values here: Lightning's wrapper, derived from our class, asks the optimizer for what it lacks.
-    _parts: list[Part] | None
     _seen: "_Seen | None"
     max_norm: float | None
     ema: float | None
@@ -128,9 +127,8 @@ class Fused(torch.optim.Optimizer):
         return loss
 
     def _average_idle_parts(self) -> None:
-        parts = self._parts or []
-        idle = [part for part in parts if part.idle]
-        if len(idle) < len(parts):  # without any gradient, a step changes nothing
+        idle = [part for part in self._parts if part.idle]
+        if len(idle) < len(self._parts):  # without any gradient, a step changes nothing
             for part in idle:
                 part.average()
 
@@ -214,7 +212,12 @@ class Fused(torch.optim.Optimizer):
 
     def _drop_parts(self) -> None:
         """Have the next step make them anew; what they and the former state have of memory is freed now."""
-        self._parts = self._seen = None
+        self._seen = None
+
+    @property
+    def _parts(self) -> list[Part]:
+        """Those of the last step; none where the next one makes them anew."""
+        return [] if self._seen is None else self._seen.parts
 
     def _current_parts(self) -> list[Part]:
         """Return the parts, made anew where groups, rules, state or parameters with gradients are others."""
@@ -223,7 +226,7 @@ class Fused(torch.optim.Optimizer):
                 raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
         if self._seen is None or not self._seen.is_all_of(self):
             return self._make_parts()
-        return self._seen.parts
+        return self._parts
 
     def _make_parts(self) -> list[Part]:
         """Sort the parameters that have a gradient, or had one, by what one native call can do."""
@@ -247,7 +250,7 @@ class Fused(torch.optim.Optimizer):
             )
         with torch.inference_mode(False), torch.no_grad():  # of that mode, it could not be written after it
             parts = [Part(self, rule, maximize, found) for (_, rule, maximize), found in members.items()]
-        self._parts, self._seen = parts, _Seen(self, parts, waiting)
+        self._seen = _Seen(self, parts, waiting)
         return parts
 
 

@@ -12,7 +12,7 @@
 namespace fusedstep {
 namespace {
 
-constexpr std::size_t cache_line = 64;
+constexpr std::size_t cache_line = 64, page = 4096;
 
 }  // namespace
 
@@ -85,9 +85,9 @@ std::string Plan::label(const char* list, std::size_t position, std::size_t inde
 // Every kind of slot has the same layout, so one offset serves all. A slot starts where its variable does in a vector
 // of the compute type: both reach aligned vectors together. Before the first one there is a gap, without which the
 // kinds of a variable whose size is a power of two would agree in the low bits of their addresses: processors take a
-// load for one of what was just stored where the last 12 bits do, and the banks of a memory get in each other's way.
+// load for one of what was just stored where the last 12 bits do, and memory answers slower where the next ones do.
 std::size_t Plan::lay_out_slots(Device device) {
-  std::size_t end = 17 * cache_line;
+  std::size_t end = page + 17 * cache_line;
   for (Array& array : arrays_) {
     if (built_[array.number].device != device) continue;
     const auto bytes = static_cast<std::size_t>(bytes_of(array.compute));

@@ -109,6 +109,18 @@ def test_offsets(dtype: Any, cupy: CuPy) -> None:
         assert same_bits(host(variable), reference.variables[0])
 
 
+def test_strides(cupy: CuPy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gradient that is not contiguous CuPy makes a copy; a variable that is not is refused."""
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    monkeypatch.setattr(cupy.module, "ascontiguousarray", lambda x: cupy.array(host(x.T).T.copy()))
+    w = cupy.array(np.zeros((3, 2), np.float32))
+    optimizer = SGD(1.0)
+    optimizer.apply([cupy.array(values).T], [w])
+    assert host(w).tolist() == (-values.T).tolist()
+    with pytest.raises(ValueError, match=re.escape("shape (3, 2), strides (4, 12)")):
+        SGD(1.0).build([cupy.array(values).T])
+
+
 @pytest.mark.parametrize("integer", [np.int32, np.int64])
 def test_rows(integer: Any, cupy: CuPy) -> None:
     values, w = cupy.array(np.ones((3, 2), np.float32)), cupy.array(np.zeros((5, 2), np.float32))

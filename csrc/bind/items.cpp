@@ -1,6 +1,7 @@
 #include "bind/items.hpp"
 
 #include "bind/arrays.hpp"
+#include "bind/attribute_reader.hpp"
 #include "bind/refuse.hpp"
 
 namespace fusedstep {
@@ -136,42 +137,6 @@ std::optional<std::pair<py::list, py::list>> pair_up(const py::object& tree, con
   }
   return std::pair(std::move(pairing.leaves), std::move(pairing.others));
 }
-
-namespace {
-
-// Reads an attribute of one object after another. Where it is a property in C, as of PyTorch's tensors, it is looked up
-// once for all of a type, which takes as long as the property itself.
-class AttributeReader {
- public:
-  explicit AttributeReader(const py::str& name) : name_(name) {}
-
-  py::object of(PyObject* object) {
-    if (Py_TYPE(object) != type_) look_up(Py_TYPE(object));
-    const PyGetSetDef* const property = property_;
-    PyObject* const value =
-        property == nullptr ? PyObject_GetAttr(object, name_.ptr()) : property->get(object, property->closure);
-    if (value == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(value);
-  }
-
- private:
-  void look_up(PyTypeObject* type) {
-    type_ = type;
-    property_ = nullptr;
-    if (type->tp_getattro != PyObject_GenericGetAttr) return;
-    descriptor_ = py::getattr(reinterpret_cast<PyObject*>(type), name_, py::none());
-    if (!Py_IS_TYPE(descriptor_.ptr(), &PyGetSetDescr_Type)) return;
-    property_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor_.ptr())->d_getset;
-    if (property_->get == nullptr) property_ = nullptr;
-  }
-
-  const py::str& name_;
-  PyTypeObject* type_ = nullptr;
-  py::object descriptor_;
-  const PyGetSetDef* property_ = nullptr;
-};
-
-}  // namespace
 
 std::pair<py::list, std::vector<std::size_t>> attributes_of(const py::list& arrays, const py::str& name) {
   py::list found(arrays.size());

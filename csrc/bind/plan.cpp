@@ -74,6 +74,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
   if (custom_) show_to_custom_rule();
   gradients_.resize(count);
   same_gradients_.resize(plain_numpy_ ? 0 : count);
+  gradients_before_.resize(same_gradients_.size());
   cost_before_.resize(count + 1);
   norms_.factors.resize(count);
 }

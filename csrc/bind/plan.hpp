@@ -252,7 +252,8 @@ class Plan {
   bool norm_on_device_ = false;
   Norms norms_ = {};
   std::vector<Gradient> gradients_;
-  std::vector<py::object> same_gradients_;  // weak references to those whose view stays as it is
+  std::vector<py::object> same_gradients_;         // weak references to those whose view stays as it is
+  std::vector<const PyObject*> gradients_before_;  // addresses alone, of the last step's
   std::vector<double> sums_elsewhere_;
   std::vector<std::uint64_t> cost_before_;
   bool costs_known_ = false;  // whether cost_before_ is that of gradients_

@@ -2,6 +2,7 @@
 // those of csrc/cuda.
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "bind/call.hpp"
 #include "bind/refuse.hpp"
@@ -153,7 +154,9 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
   if (frozen) return true;
   set_gradient(index, {given_memory(view), nullptr, view.dtype});
-  same = !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
+  // To make a reference takes half as long as the look that it saves: only who came in the step before too gets one.
+  const bool again = std::exchange(gradients_before_[index], gradient) == gradient;
+  same = again && !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
   return true;
 }
 

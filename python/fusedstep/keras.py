@@ -172,7 +172,6 @@ class Fused(keras.optimizers.Optimizer):
         index = self._layout.index.get(id(reference_variable))
         # Else it is overwritten by its gradients, whose maximum Keras keeps, or a subclass has its own use.
         if index is not None and name in self._core._plans[0].slot_names:
-            self._layout.slots.append((variable, index, name or ""))
             self._show_slot(variable, index, name or "")
         return variable
 
@@ -183,7 +182,7 @@ class Fused(keras.optimizers.Optimizer):
         slot = slot if odd is None else odd.as_parameter(slot)
         variable._value = torch.nn.Parameter(slot, requires_grad=False)
         variable._dtype = str(slot.dtype).removeprefix("torch.")
-        seat = Seat(variable, variable._value, slot.data_ptr())
+        seat = Seat(variable, index, name, variable._value, slot.data_ptr())
         self._layout.seats.append(seat)
         if index == 0:
             self._layout.watched.append(seat)
@@ -290,21 +289,21 @@ class Fused(keras.optimizers.Optimizer):
                     f"{who}: the variable '{variable.path}' has shape {tuple(now.shape)}, but had"
                     f" {tuple(was.shape)} when the optimizer was built; make a new optimizer"
                 )
-        for variable, index, _ in before.slots:
-            shape, needed = tuple(variable.value.shape), tuple(layout.places[index].shape)
+        for seat in before.seats:
+            shape, needed = tuple(seat.variable.value.shape), tuple(layout.places[seat.number].shape)
             if shape != needed:
                 raise ValueError(
-                    f"{who}: the slot '{variable.path}' has shape {shape}, but had {needed} when the"
+                    f"{who}: the slot '{seat.variable.path}' has shape {shape}, but had {needed} when the"
                     " optimizer was built; assign values of that shape, or make a new optimizer"
                 )
         self._bind(layout)
         moved = self._core._plans[0]
         for name in SCALARS:
             setattr(moved, name, getattr(plan, name))
-        layout.slots = [slot for slot in before.slots if slot[2] in moved.slot_names]  # what is on now
-        for variable, index, name in layout.slots:
-            values = variable.value
-            self._show_slot(variable, index, name).copy_(values)
+        for seat in before.seats:
+            if seat.name in moved.slot_names:  # what is on now
+                values = seat.variable.value
+                self._show_slot(seat.variable, seat.number, seat.name).copy_(values)
 
     def save_own_variables(self, store: Any) -> None:
         """Put all variables into a store."""
@@ -428,9 +427,11 @@ class Values(dict[str, Any]):
 
 
 class Seat(NamedTuple):
-    """One of Keras' variables over a slot, with the tensor and memory that it was given."""
+    """One of Keras' variables over a slot: the number of that slot's variable, and what it was put over."""
 
     variable: Any
+    number: int
+    name: str
     tensor: Any
     address: int
 
@@ -446,7 +447,6 @@ class Layout:
         self.variables = variables
         self.index = {id(variable): i for i, variable in enumerate(variables)}
         self.ids = list(self.index)
-        self.slots: list[tuple[Any, int, str]] = []  # Keras' variables, of which variable, and their names
         self.seats: list[Seat] = []
         self.watched: list[Seat] = []  # what every step looks at: those of the first variable
         self.tensors = [variable.value for variable in variables]

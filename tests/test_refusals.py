@@ -917,6 +917,21 @@ def test_a_gradient_that_meets_a_variable_after_one_that_did_not() -> None:
         opt.apply([memory[begin : begin + 10]], [w])
 
 
+class Renamed(np.ndarray):
+    """An array that can be given a mask, which makes it unreadable."""
+
+
+def test_variable_that_cannot_be_read_any_more() -> None:
+    w, b = np.ones(3).view(Renamed), np.ones(4)
+    opt, grads = SGD(0.5), [np.ones(3), np.ones(4)]
+    opt.apply(grads, [w, b])
+    w.mask = True  # type: ignore[attr-defined]
+    for order, position in ((1, 0), (-1, 1)):
+        with pytest.raises(ValueError, match=re.escape(f"variables[{position}] {BUILT_OTHERWISE}")):
+            opt.apply(grads[::order], [w, b][::order])
+    assert (w.tolist(), b.tolist()) == ([0.5] * 3, [0.5] * 4)
+
+
 def test_variable_resized_since_build() -> None:
     opt, a, b = Adam(), np.ones(1000), np.ones(5)
     opt.apply([np.ones(1000), np.ones(5)], [a, b])

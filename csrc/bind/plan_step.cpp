@@ -152,13 +152,16 @@ void Plan::check_unchanged(std::size_t index, std::size_t position, const std::s
 std::size_t Plan::look_up(PyObject* variable, std::size_t position, Call& call) const {
   const std::size_t index = find(variable);
   if (index == count()) refuse_unknown(variable, position);
-  HeldView view;
-  read_array(variable, view);
   const Built& built = built_[index];
-  if (variable != built.object.ptr()) check_updatable(variable, view, who_ + label("variables", position, index));
-  if (!view.has_shape(built.ndim, shape_of(built))) {
-    refuse_value(who_ + label("variables", position, index) + " has shape " + text_of(view.ndim, view.shape) +
-                 ", but the same memory was built with " + text_of_shape(built));
+  if (variable != built.object.ptr()) {
+    const std::string what = who_ + label("variables", position, index);
+    HeldView view;
+    if (!read_array(variable, view)) refuse_array(variable, what, "variable");
+    check_updatable(variable, view, what);
+    if (!view.has_shape(built.ndim, shape_of(built))) {
+      refuse_value(what + " has shape " + text_of(view.ndim, view.shape) + ", but the same memory was built with " +
+                   text_of_shape(built));
+    }
   }
   if (call.seen.empty()) {  // all before came in order
     call.seen.resize(count());

@@ -1200,6 +1200,19 @@ def test_error_of_a_generator_is_not_replaced(way: str) -> None:
     goes_on_as_if_nothing_had_been(scene, steps=scene.calls)
 
 
+class NotYet:
+    def __iter__(self) -> Iterator[Any]:
+        raise LookupError("no gradients yet")
+
+
+def test_error_of_what_begins_to_iterate_is_not_replaced() -> None:
+    scene = Scene(steps=2)
+    before = scene.snapshot()
+    refused(lambda: scene.opt.apply(NotYet()), "LookupError: no gradients yet")
+    refused(lambda: scene.opt.apply_gradients(NotYet()), "LookupError: no gradients yet")
+    assert scene.snapshot() == before
+
+
 # Things that are tried in a process of their own.
 
 

@@ -81,6 +81,15 @@ class Pairing {
   }
 };
 
+// What iterates over an object; null for one that cannot be iterated over.
+py::object iterator_of(const py::object& object) {
+  auto iterator = py::reinterpret_steal<py::object>(PyObject_GetIter(object.ptr()));
+  if (iterator) return iterator;
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+  return iterator;
+}
+
 }  // namespace
 
 py::object items_of(const py::object& iterable, const std::string& what) {
@@ -89,20 +98,16 @@ py::object items_of(const py::object& iterable, const std::string& what) {
   if (py::isinstance<py::array>(iterable) || shows_memory(iterable)) {
     refuse_type(what + " is one " + name_of_type(iterable) + ", but must be a list of them; pass [x]");
   }
-  const auto iterator = py::reinterpret_steal<py::object>(PyObject_GetIter(iterable.ptr()));
-  if (!iterator) {
-    PyErr_Clear();
-    refuse_type(what + " is of type " + type_of(iterable) + ", but must be a list of arrays");
-  }
+  const py::object iterator = iterator_of(iterable);
+  if (!iterator) refuse_type(what + " is of type " + type_of(iterable) + ", but must be a list of arrays");
   const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(iterator.ptr()));
   if (!items) throw py::error_already_set();
   return items;
 }
 
 py::tuple unzip(const py::object& pairs, const std::string& who) {
-  const auto iterator = py::reinterpret_steal<py::object>(PyObject_GetIter(pairs.ptr()));
+  const py::object iterator = iterator_of(pairs);
   if (!iterator) {
-    PyErr_Clear();
     refuse_type(who + ": grads_and_vars is of type " + type_of(pairs) +
                 ", but must give (gradient, variable) pairs; pass zip(grads, variables)");
   }

@@ -26,6 +26,35 @@ def test_arrays_by_the_cuda_array_interface(gpus: None) -> None:
     assert ("bare", 1, 0) in simulation.take_events()
 
 
+Layout = tuple[dict[str, Any], list[float] | None]
+
+LAYOUTS: list[Layout] = [
+    ({"shape": [2, 3], "strides": [12, 4]}, [0.5] * 3),
+    ({"shape": 6}, None),
+    ({"shape": ("2", "3")}, None),
+    ({"shape": (1,) * 65}, None),
+    ({"strides": (12,)}, None),
+    ({"strides": (4,) * 65}, None),
+    ({"strides": 12}, None),
+]
+
+
+@pytest.mark.parametrize(("described", "expected"), LAYOUTS, ids=repr)
+def test_how_a_layout_may_be_told(
+    described: dict[str, Any], expected: list[float] | None, gpus: None
+) -> None:
+    """By tuples of integers, or lists; a stride for each dimension."""
+    w = Plain(simulation.array_on(0, np.ones((2, 3), np.float32)))
+    w.__cuda_array_interface__ |= described
+    optimizer, gradient = SGD(0.5), simulation.array_on(0, np.ones((2, 3), np.float32))
+    if expected is None:
+        with pytest.raises(TypeError, match=r"^SGD\.build: variables\[0\] is of type simulated\.Plain"):
+            optimizer.apply([gradient], [w])
+    else:
+        optimizer.apply([gradient], [w])
+    assert w.memory.copy()[0].tolist() == (expected or [1.0] * 3)
+
+
 class Empty:
     """An array without elements, whose memory is null, as PyTorch's is; it counts who looks at it."""
 

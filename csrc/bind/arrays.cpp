@@ -174,12 +174,34 @@ bool type_of(const py::dtype& dtype, dlpack::DataType& result) {
   return dtype.byteorder() != '>';
 }
 
-bool read_numbers(py::handle tuple, py::ssize_t* to, int& count) {
-  const auto items = py::reinterpret_borrow<py::tuple>(tuple);
-  count = static_cast<int>(items.size());
+// Of a tuple, or of a list in its place; false for what is neither, too long, or not of integers.
+bool read_numbers(py::handle given, py::ssize_t* to, int& count) {
+  if (!PyTuple_Check(given.ptr()) && !PyList_Check(given.ptr())) return false;
+  const py::tuple items(py::reinterpret_borrow<py::object>(given));
   if (items.size() > HeldView::most_dimensions) return false;
-  for (std::size_t i = 0; i < items.size(); ++i) to[i] = items[i].cast<py::ssize_t>();
+  count = static_cast<int>(items.size());
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    to[i] = PyNumber_AsSsize_t(items[i].ptr(), PyExc_OverflowError);
+    if (to[i] == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      return false;
+    }
+  }
   return true;
+}
+
+bool read_shape(py::handle shape, HeldView& view) {
+  view.shape = view.numbers.data();
+  view.strides = nullptr;
+  return read_numbers(shape, view.numbers.data(), view.ndim);
+}
+
+// After the shape: one for each dimension.
+bool read_strides(py::handle strides, HeldView& view) {
+  py::ssize_t* const numbers = view.numbers.data() + HeldView::most_dimensions;
+  view.strides = numbers;
+  int count = 0;
+  return read_numbers(strides, numbers, count) && count == view.ndim;
 }
 
 PyTypeObject* cupy_type = nullptr;  // cupy.ndarray, once that package was seen
@@ -198,17 +220,12 @@ class CuPyReader {
  public:
   bool read(PyObject* array, HeldView& view, dlpack::DataType& dtype) {
     if (!type_of(dtype_.of(array), dtype)) return false;
-    if (!read_numbers(shape_.of(array), view.numbers.data(), view.ndim)) return false;
+    if (!read_shape(shape_.of(array), view)) return false;
     const py::object memory = memory_.of(array);
     view.data = reinterpret_cast<char*>(address_.of(memory.ptr()).cast<std::uintptr_t>());
     view.device = device_.of(memory.ptr()).cast<Device>();
-    view.shape = view.numbers.data();
-    view.strides = nullptr;
-    if (!tells_contiguity_ || !contiguous_.of(array).is(py::bool_(true))) {
-      py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
-      read_numbers(strides_.of(array), strides, view.ndim);
-      view.strides = strides;
-    }
+    const bool is_contiguous = tells_contiguity_ && contiguous_.of(array).is(py::bool_(true));
+    if (!is_contiguous && !read_strides(strides_.of(array), view)) return false;
     view.flags = flags_of(view, dtype.bits / 8, true);
     return true;
   }
@@ -229,14 +246,11 @@ bool read_cuda_array_interface(py::handle array, HeldView& view, dlpack::DataTyp
   const auto described = array.attr("__cuda_array_interface__").cast<py::dict>();
   if (!type_of(py::dtype::from_args(described["typestr"]), dtype)) return false;
   if (described.contains("mask") && !described["mask"].is_none()) return false;
-  py::ssize_t* const strides = view.numbers.data() + HeldView::most_dimensions;
-  if (!read_numbers(described["shape"], view.numbers.data(), view.ndim)) return false;
+  if (!read_shape(described["shape"], view)) return false;
   const bool has_strides = described.contains("strides") && !described["strides"].is_none();
-  if (has_strides) read_numbers(described["strides"], strides, view.ndim);
+  if (has_strides && !read_strides(described["strides"], view)) return false;
   const auto data = described["data"].cast<py::tuple>();
   view.data = reinterpret_cast<char*>(data[0].cast<std::uintptr_t>());
-  view.shape = view.numbers.data();
-  view.strides = has_strides ? strides : nullptr;
   view.device = device_of_memory(view.data);
   view.flags = flags_of(view, dtype.bits / 8, !data[1].cast<bool>());
   return true;

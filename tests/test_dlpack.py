@@ -1,6 +1,6 @@
 """Arrays of other libraries, through DLPack: those that can be written to, and those that cannot."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,37 @@ class Memory:
 
     def __dlpack_device__(self) -> object:
         return self.array.__dlpack_device__()
+
+
+class Changing(Memory):
+    """Does something whenever it is looked at."""
+
+    def __init__(self, array: npt.NDArray[np.float32], does: Callable[[], object]) -> None:
+        super().__init__(array)
+        self.does = does
+
+    def __dlpack__(self, **arguments: object) -> object:
+        self.does()
+        return super().__dlpack__(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["clear", "double"])
+def test_a_list_that_an_array_changes_as_it_is_read(kind: str) -> None:
+    """The step is with the arrays that it began with, whether the first ones or later ones."""
+    ws = [np.zeros(3, np.float32) for _ in range(100)]
+    variables, grads, junk = [Memory(w) for w in ws], list[Any](), list[bytearray]()
+
+    def change() -> None:
+        grads[:] = [] if kind == "clear" else grads * 2
+        junk.extend(bytearray(800) for _ in range(50))
+
+    opt = SGD(1.0)
+    opt.build(variables)
+    for _ in range(3):
+        grads[:] = [Changing(np.ones(3, np.float32), change)]
+        grads += [Memory(np.ones(3, np.float32)) for _ in ws[1:]]
+        opt.apply(grads, variables)
+    assert [w.tolist() for w in ws] == [[-3.0] * 3] * 100
 
 
 class LikeJax(Memory):

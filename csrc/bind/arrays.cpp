@@ -137,11 +137,15 @@ bool has_memory(const ArrayView& view) {
   return view.data != nullptr || view.size() == 0;
 }
 
-// Whether a tensor's memory has the negative of what it stands for. PyTorch's can, where they are the imaginary part of
-// a conjugate: with a stride, which only one element hides.
+// PyTorch's tensors can have in memory the negative of what they stand for, where they are the imaginary part of a
+// conjugate: with a stride, which only one element hides.
+bool may_be_negated(const ArrayView& view) {
+  return view.size() == 1;
+}
+
 bool is_negated(PyObject* object, const ArrayView& view) {
   static PyObject* const ask = PyUnicode_InternFromString("is_neg");
-  if (view.size() != 1 || PyObject_HasAttr(object, ask) == 0) return false;
+  if (!may_be_negated(view) || PyObject_HasAttr(object, ask) == 0) return false;
   const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, ask));
   if (!answer) throw py::error_already_set();
   return answer.is(py::bool_(true));
@@ -397,7 +401,7 @@ bool read_exchanged_array(PyObject* object, ArrayView& view) {
   dlpack::Tensor tensor;
   dlpack::DataType dtype;
   return exchange(object, tensor) && read_tensor_in_place(tensor, true, view, dtype) && dtype_of(dtype, view.dtype) &&
-         has_memory(view) && !is_negated(object, view);
+         has_memory(view) && !may_be_negated(view);
 }
 
 bool is_array(PyObject* object) {

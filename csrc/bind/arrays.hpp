@@ -94,7 +94,8 @@ bool read_array(PyObject* object, HeldView& view);
 // The same for integers of any library but NumPy's; false where they are of another dtype than int32 and int64.
 bool read_indices(PyObject* object, IndexView& view);
 
-// The same for arrays with DLPack's exchange API alone, and without strides. Valid until the array changes.
+// The same for arrays with DLPack's exchange API alone, and without strides; false for one element, which has to be
+// asked for more. No code of others runs. Valid until the array changes.
 bool read_exchanged_array(PyObject* object, ArrayView& view);
 
 // Whether read_array takes the object, and whether it is on a GPU.

@@ -152,8 +152,8 @@ class Plan {
   bool is_ordinary_of_frozen(PyObject* gradient, std::size_t index);
   bool take_ordinary(PyObject* gradient, std::size_t index);
   bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
-  bool take_ordinary_with_care(PyObject* gradient, std::size_t index);
-  bool take_ordinary_with_care(const Call& call);
+  bool take_ordinary_with_care(PyObject* gradient, std::size_t index, Call& call);
+  bool take_ordinary_with_care(Call& call);
   // Raises where a variable is not as it was when it was built.
   void check_unchanged(std::size_t index, std::size_t position, const std::string& who) const;
   [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;

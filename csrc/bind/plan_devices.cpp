@@ -127,13 +127,14 @@ void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) 
 }
 
 // The same as for NumPy's arrays (plan_step.cpp), one after another, with the GIL: other libraries' are asked.
-bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
+bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index, Call& call) {
   const Built& built = built_[index];
   HeldView held;
   bool exchanged = false;
   const auto read = [&](PyObject* object, ArrayView& view) {
     exchanged = read_exchanged_array(object, view);
     if (exchanged) return true;
+    if (!call.hold()) throw py::error_already_set();  // whatever code of their own does to the lists
     if (!read_array(object, held)) return false;
     view = held;
     return true;
@@ -160,12 +161,12 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index) {
   return true;
 }
 
-bool Plan::take_ordinary_with_care(const Call& call) {
+bool Plan::take_ordinary_with_care(Call& call) {
   for (std::size_t i = 0; i < count(); ++i) {
     prefetch_ahead([&](std::size_t k) { return call.grads[k]; }, i, count());
     prefetch_ahead([&](std::size_t k) { return built_[k].object.ptr(); }, i, count());
     if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
-    if (!take_ordinary_with_care(call.grads[i], i)) return false;
+    if (!take_ordinary_with_care(call.grads[i], i, call)) return false;
   }
   return true;
 }

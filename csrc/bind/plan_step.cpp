@@ -390,6 +390,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   if (has_number) {
     check_learning_rate(rate);
   } else if (!looks_up) {
+    if (!call.hold()) throw py::error_already_set();  // it is read by code of its own
     take_rate_on_device(learning_rate, rate_on_device);
   }
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -681,6 +681,24 @@ def test_variables_live_as_long_as_their_build() -> None:
     del w, opt
     gc.collect()
     assert alive() is None
+
+
+def test_no_build_is_dropped_in_the_middle_of_its_step() -> None:
+    """The step would make it the current one again."""
+    opt, w = Adam(0.1), np.ones(3)
+    opt.build([w])
+
+    def gradients() -> Iterator[Any]:
+        opt.forget([w])
+        yield np.ones(3)
+
+    with pytest.raises(RuntimeError, match="in the middle of another step"):
+        opt.apply(gradients(), [w])
+    assert w.tolist() == [1.0] * 3
+    assert opt.apply([np.ones(3)], [w]) == 1
+    opt.forget([w])
+    with pytest.raises(ValueError, match="no variables were built"):
+        opt.apply([np.ones(3)])
 
 
 def test_gradients_live_no_longer_than_the_call() -> None:

@@ -171,15 +171,17 @@ class Optimizer(WithOptions):
 
         Raises:
             ValueError: there is no such build, or not all of them belong to it.
+            RuntimeError: these variables are in the middle of a step.
         """
         who = f"{type(self).__name__}.forget"
         _, arrays = self._names_and_arrays(variables, f"{who}: variables")
         for plan in self._plans:
             if arrays and all(plan.owns(array) for array in arrays):
-                self._drop(plan)
-                self._adjustments = self._adjustments.without([plan])
-                return
-        raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
+                break
+        else:
+            raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
+        _native.at_rest([plan], lambda: self._drop(plan))
+        self._adjustments = self._adjustments.without([plan])
 
     def _names_and_arrays(self, given: Any, what: str) -> tuple[list[str], Sequence[Any]]:
         """Return arrays that were given as a list or as a (nested) dict; without names in a list."""

@@ -420,6 +420,24 @@ def test_bad_variable_by_name(row: Row) -> None:
     goes_on_as_if_nothing_had_been(scene, steps=0)
 
 
+def test_variables_that_share_memory_are_told_in_their_order() -> None:
+    memory = np.zeros(10)
+    refused(
+        lambda: Adam().build([memory[5:], np.zeros(2), memory[:6]]),
+        SHARED.replace("OTHER", "variables[0]").replace("VARIABLE", "variables[2]"),
+    )
+
+
+def test_names_are_those_of_the_variables_in_whatever_order_they_come() -> None:
+    scene = Scene(steps=0)
+    scene.opt.build(named(scene.variables))
+    grads = scene.with_grad(np.zeros(5, np.float32))
+    refused(
+        lambda: scene.opt.apply(grads[::-1], scene.variables[::-1]),
+        "ValueError: Adam.apply: grads['dense/bias'] has shape (5,), its variable has (6,)",
+    )
+
+
 def test_an_empty_variable_comes_once() -> None:
     opt, empty = SGD(), np.zeros((0, 3))
     refused(
@@ -428,6 +446,14 @@ def test_an_empty_variable_comes_once() -> None:
         " every variable must come once",
     )
     opt.build([empty, np.zeros((0, 3))])
+
+
+def test_an_empty_variable_at_the_beginning_of_another() -> None:
+    opt, w = SGD(1.0), np.zeros(3)
+    empty = w[:0]
+    opt.build([empty, w])
+    opt.apply([np.ones(0), np.ones(3)], [empty, w[:]])
+    assert w.tolist() == [-1.0] * 3
 
 
 def test_memory_of_an_earlier_build() -> None:

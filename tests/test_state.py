@@ -812,6 +812,26 @@ def test_circles_are_collected(make: Callable[[], KnowsItsOptimizer], kind: type
     assert kept() is None
 
 
+class Hoarding(Descent):
+    """One that keeps what it is called with."""
+
+    def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+        kept.append(variable)
+
+
+kept: list[Array] = []
+
+
+def test_what_a_method_keeps_is_not_collected() -> None:
+    """The array over a variable, and so the variable, which is in a circle with its optimizer."""
+    w, opt = KnowsItsOptimizer(3), Hoarding(0.1)
+    opt.apply([np.ones(3)], [w])
+    w.optimizer = opt
+    del w, opt
+    gc.collect()
+    assert kept.pop().base.optimizer.iterations == 1  # type: ignore[union-attr]
+
+
 def test_an_interrupt_leaves_no_plan_held() -> None:
     """A signal that comes while a state is copied, wherever it does."""
     opt, w, came, awaited = SGD(0.1, momentum=0.9), np.ones(3), 0, False

@@ -338,16 +338,14 @@ py::object library_with_copies(py::handle array) {
   return modules[library];
 }
 
+bool is_masked(PyObject* array) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(array)) != array_type && PyObject_HasAttrString(array, "mask") != 0;
+}
+
+// A subclass is read as its memory, whatever its methods do.
 bool read_numpy(PyObject* object, HeldView& view) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) {  // a subclass: as its memory, unless masked
-    const py::object plain = py::handle(object).attr("view")(py::handle(array_type));
-    if (PyObject_HasAttrString(object, "mask") || !read_array(plain.ptr(), view)) return false;
-    const auto* array = py::detail::array_proxy(object);
-    static_cast<ArrayView&>(view) = {array->data, array->nd, array->dimensions, array->strides, array->flags,
-                                     view.dtype,  on_cpu};
-    return true;
-  }
-  return learn_bfloat16() && read_plain_array(object, view);
+  if (is_masked(object)) return false;
+  return read_numpy_array(object, view) || (learn_bfloat16() && read_numpy_array(object, view));
 }
 
 }  // namespace

@@ -78,13 +78,17 @@ inline bool read_dtype(const PyObject* object, DType& dtype) {
   return read->byteorder != '>';  // the machines that this is made for are little-endian
 }
 
-// Reads an array that is of numpy.ndarray itself and of a dtype seen before; false for all others.
-// Only memory is read, so that any thread may do this while another one has the GIL.
-inline bool read_plain_array(PyObject* object, ArrayView& view) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != array_type) return false;
+// Reads what is of numpy.ndarray or a subclass; false where its dtype was not seen before.
+inline bool read_numpy_array(PyObject* object, ArrayView& view) {
   const auto* array = py::detail::array_proxy(object);
   view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32, on_cpu};
   return read_dtype(array->descr, view.dtype);
+}
+
+// Reads an array that is of numpy.ndarray itself and of a dtype seen before; false for all others.
+// Only memory is read, so that any thread may do this while another one has the GIL.
+inline bool read_plain_array(PyObject* object, ArrayView& view) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type && read_numpy_array(object, view);
 }
 
 // False where the object is no array, masked (its mask would be ignored), or of another dtype. NumPy's arrays, and

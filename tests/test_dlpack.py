@@ -68,6 +68,33 @@ def test_a_list_that_an_array_changes_as_it_is_read(kind: str) -> None:
     assert [w.tolist() for w in ws] == [[-3.0] * 3] * 100
 
 
+class Gone(Memory):
+    """One that raises when it is asked for its memory."""
+
+    def __init__(self, array: npt.NDArray[np.float32], error: BaseException) -> None:
+        super().__init__(array)
+        self.error = error
+
+    def __dlpack__(self, **arguments: object) -> object:
+        raise self.error
+
+
+def test_what_dlpack_raises_is_told() -> None:
+    w, gone = np.ones(3, np.float32), Gone(np.ones(3, np.float32), BufferError("it was given away"))
+    told = r" is of type test_dlpack\.Gone, whose __dlpack__ raises BufferError: it was given away; pass"
+    with pytest.raises(TypeError, match=r"^SGD\.apply: grads\[0\]" + told):
+        SGD(0.5).apply([gone], [w])
+    with pytest.raises(TypeError, match=r"^SGD\.build: variables\[0\]" + told):
+        SGD(0.5).build([gone])
+    assert w.tolist() == [1.0] * 3
+
+
+def test_an_interrupt_is_no_refusal() -> None:
+    w = np.ones(3, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        SGD(0.5).apply([Gone(w, KeyboardInterrupt())], [w])
+
+
 class LikeJax(Memory):
     """Where JAX is not installed: hands out its memory as JAX does, under a name of JAX' module."""
 

@@ -268,14 +268,29 @@ void refuse_without_stream(py::handle array) {
              ", but its tensors on a GPU need 2.10 or newer, which tells its current stream; update it");
 }
 
+// False, where an error was caught; but an interrupt is raised again.
+bool pass_on_interrupt(const py::error_already_set& error) {
+  if (!error.matches(PyExc_Exception)) throw;
+  return false;
+}
+
+py::object capsule_of(py::handle array, const py::dict& arguments) {
+  const py::object method = array.attr("__dlpack__");
+  try {
+    return method(py::arg("max_version") = py::make_tuple(1, 0), **arguments);
+  } catch (py::error_already_set& error) {  // of an older version it takes fewer arguments
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  return method(**arguments);
+}
+
 bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   py::object capsule;
-  const py::object method = array.attr("__dlpack__");
   py::tuple device;
   try {
     device = array.attr("__dlpack_device__")().cast<py::tuple>();
-  } catch (py::error_already_set&) {  // it is nowhere, as PyTorch's meta tensors are
-    return false;
+  } catch (py::error_already_set& error) {  // it is nowhere, as PyTorch's meta tensors are
+    return pass_on_interrupt(error);
   }
   const bool is_jax = is_of_jax(array);
   // The step runs on the library's own stream. (JAX has several, tells of none, and waits where it is not asked.)
@@ -285,14 +300,9 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
     no_waiting["stream"] = -1;
   }
   try {
-    capsule = method(py::arg("max_version") = py::make_tuple(1, 0), **no_waiting);
+    capsule = capsule_of(array, no_waiting);
   } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) return false;
-    try {
-      capsule = method(**no_waiting);
-    } catch (py::error_already_set&) {
-      return false;
-    }
+    return pass_on_interrupt(error);
   }
   view.owner = capsule;
   const bool immutable = is_jax;  // whose memory is handed out without saying so
@@ -305,6 +315,18 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
   if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
   return read_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor, !immutable,
                      view, dtype);
+}
+
+// "BufferError: this array was deleted"; empty where it raises nothing, or is not asked.
+std::string raised_by_dlpack(py::handle array) {
+  if (exchange_api_of(array.ptr()) != nullptr || !py::hasattr(array, "__dlpack__")) return "";
+  try {
+    capsule_of(array, py::dict());
+  } catch (py::error_already_set& error) {
+    pass_on_interrupt(error);
+    return std::string(py::str(error.type().attr("__name__"))) + ": " + std::string(py::str(error.value()));
+  }
+  return "";
 }
 
 bool read_described(PyObject* object, HeldView& view, dlpack::DataType& dtype) {
@@ -456,6 +478,10 @@ void refuse_array(py::handle object, const std::string& what, const char* kind) 
       if (read_described(object.ptr(), view, dtype) && !has_memory(view)) {
         refuse_value(of_type + ", which has no memory of its own; pass the tensor that it stands for, for example " +
                      "x.to_local() of a distributed one");
+      }
+      const std::string raised = raised_by_dlpack(object);
+      if (!raised.empty()) {
+        refuse_type(of_type + ", whose __dlpack__ raises " + raised + "; pass an array whose memory can be shared");
       }
       const std::string device =
           py::hasattr(object, "device") ? " on " + std::string(py::str(object.attr("device"))) : "";

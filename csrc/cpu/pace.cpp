@@ -14,7 +14,7 @@ int Pace::choose(std::uint64_t cost, int threads, double now) {
   Estimate &current = ways.estimates[ways.one], &other = ways.estimates[!ways.one];
   const auto begin_trial = [&] {
     // What it was like when other programs were busy is no reason to lose one trial after the other.
-    if (other.samples > 0) other.seconds = std::min(other.seconds, 2 * current.seconds);
+    other.seconds = std::min(other.seconds, 2 * current.seconds);
     ways.one = !ways.one;
     ways.trying = true;
     ways.left = steps_of_a_trial;
@@ -33,7 +33,7 @@ int Pace::choose(std::uint64_t cost, int threads, double now) {
       ways.left = ways.between;
     }
   } else {
-    const bool other_was_better = other.samples > 0 && 1.5 * other.seconds < current.seconds;
+    const bool other_was_better = 1.5 * other.seconds < current.seconds;
     if ((ways.left <= 0 && now >= ways.not_before) || other_was_better) begin_trial();
   }
   --ways.left;

@@ -68,6 +68,10 @@ def test_norms_are_those_of_the_tree(target: str) -> None:
     given[4] = given[9] = None
     sums = np.array([0.0 if g is None else sum_of_squares(g) for g in given])
     assert global_norm(given) == math.sqrt(tree(sums)) == clip_by_global_norm(iter(given), 1.0)[1]
+    for rows in rng.random((20, 6, 1)):
+        squares = rows[:, 0] ** 2
+        expected = math.sqrt(tree(np.array([squares[0], 0.0, *squares[1:]])))
+        assert global_norm([rows[0], None, *rows[1:]]) == expected
     assert global_norm([]) == global_norm([None]) == 0
     many = [np.float64(x) for x in rng.standard_normal(5000)]
     assert global_norm(many) == math.sqrt(tree(np.array([x * x for x in many])))

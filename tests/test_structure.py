@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fusedstep import SGD
+from fusedstep import SGD, _native
 from fusedstep.structure import flatten, in_order_of, pair_up
 
 NAMES = st.text("ab", max_size=2)
@@ -103,6 +103,10 @@ def test_rows_have_a_name(both: bool) -> None:
         ({"a": [1.0], "b": [1.0], "c": {"d": 1.0}}, "missing are [], unknown are ['c/d']"),
         ({"a": [[1.0]], "b": [1.0]}, "missing are ['a/0'], unknown are ['a/0/0']"),
         ({"a": [{"x": 1.0}], "b": [1.0]}, "missing are ['a/0'], unknown are ['a/0/x']"),
+        (
+            {"a": [MappingProxyType({"x": 1.0})], "b": [1.0]},
+            "missing are ['a/0'], unknown are ['a/0/x']",
+        ),
     ],
     ids=repr,
 )
@@ -182,6 +186,22 @@ def test_named_replicas_of_listed_variables_are_refused() -> None:
     assert not b.any()
     opt.apply(replicas=[grads])
     assert (w[0], b[0]) == (-1, -10)
+
+
+class Guarded(np.ndarray):
+    """An array with code of its own for every attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return None if name == "T" else super().__getattribute__(name)
+
+
+def test_attributes_of_objects_of_several_types() -> None:
+    """Of some it is a property in C, which is looked up once for all of a type."""
+    rows = [np.ones((1, 2)), np.ones((1, 3))]
+    objects = [rows[0], np.ones((1, 2)).view(Guarded), SimpleNamespace(T=5), rows[1]]
+    found, absent = _native.attributes_of(objects, "T")
+    assert [one.shape for one in (found[0], found[3])] == [(2, 1), (3, 1)]
+    assert (found[1], found[2], absent) == (None, 5, [1])
 
 
 def test_what_contains_itself_has_no_end() -> None:

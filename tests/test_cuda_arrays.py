@@ -144,16 +144,16 @@ def test_assign(gpus: None) -> None:
 
 
 def test_former_gradients_come_again(gpus: None) -> None:
-    """The very arrays of an earlier step, after a step that had others in another order."""
+    """The very arrays of earlier steps, after a step that had others, in another order or in the same."""
     start = [np.zeros(500, np.float32) for _ in range(2)]
     optimizer, on_gpu, reference = SGD(1.0), put(start), Reference(SGD(1.0), start)
     values = [[np.full(500, 10.0**k + i, np.float32) for i in range(2)] for k in range(2)]
     first, second = (put(one) for one in values)
     for given, expected, order in [
-        (first, 0, 1),
-        (first, 0, 1),
+        *3 * [(first, 0, 1)],
         (second, 1, -1),
-        (first, 0, 1),
+        *3 * [(first, 0, 1)],
+        (second, 1, 1),
         (first, 0, 1),
     ]:
         optimizer.apply(given[::order], on_gpu[::order])

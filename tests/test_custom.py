@@ -302,6 +302,22 @@ def test_rows_that_are_given_nothing_or_all() -> None:
     assert w[:, 0].tolist() == [-1, 0, 0, 0]
 
 
+def test_methods_are_not_called_for_nothing() -> None:
+    called = []
+
+    class Counts(CustomOptimizer):
+        def update(self, variable: Array, *_: Any) -> None:
+            called.append(variable.shape)
+
+        def update_rows(self, variable: Array, indices: Array, *_: Any) -> None:
+            called.append(indices.shape)
+
+    empty, table, b = np.ones((0, 2)), np.ones((4, 2)), np.ones(3)
+    grads = [np.ones((0, 2)), (np.array([], int), np.ones((0, 2))), np.ones(3)]
+    Counts(lazy=True).apply(grads, [empty, table, b])
+    assert called == [(3,)]
+
+
 def test_rows_without_a_method_for_them() -> None:
     opt, w, b = Mean(lazy=True), np.ones((4, 2)), np.ones(3)
     opt.build([w, b])
@@ -493,6 +509,12 @@ METHODS: list[tuple[Callable[..., Any], type[Exception], str]] = [
         " declare them there",
     ),
     (
+        lambda self, p, g, s, lr, t: s.update(n=s.pop("m")),
+        ValueError,
+        "Bad.update left slots with the names ['n'], but they must be those of slot_names;"
+        " declare them there",
+    ),
+    (
         lambda self, p, g, s, lr, t: s.update(m=np.ones(2)),
         ValueError,
         "Bad.update assigned to slots['m'] what it cannot hold: could not broadcast input array from shape"
@@ -516,6 +538,18 @@ def test_a_slot_that_is_given_what_is_no_number() -> None:
     ) as raised:
         Bad().apply([np.ones(3)], [np.ones(3)])
     assert isinstance(raised.value.__cause__, TypeError)
+
+
+class Unfinished:
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        raise LookupError("not computed yet")
+
+
+def test_an_error_of_what_a_slot_is_given_passes_through() -> None:
+    Bad = type("Bad", (CustomOptimizer,), {"slot_names": ("m",)})
+    Bad.update = lambda self, p, g, s, lr, t: s.update(m=Unfinished())  # type: ignore[attr-defined]
+    with pytest.raises(LookupError, match="not computed yet"):
+        Bad().apply([np.ones(3)], [np.ones(3)])
 
 
 @pytest.mark.parametrize(

@@ -581,6 +581,17 @@ def test_slots_are_live() -> None:
     assert (w == 1).all()
 
 
+def test_an_initial_value_of_no_slot_is_refused() -> None:
+    class Mistaken(Adagrad):
+        def _initial(self) -> dict[str, float]:
+            return {"acumulator": 0.1}
+
+    with pytest.raises(
+        ValueError, match="initial value of 'acumulator', which is no slot of the rule 'adagrad'"
+    ):
+        Mistaken().build([np.ones(3)])
+
+
 def test_initial_accumulator_value() -> None:
     opt, w = Adagrad(initial_accumulator_value=0.5), np.zeros(2, np.float32)
     opt.build([w])

@@ -1,5 +1,6 @@
 """Arrays of other libraries, through DLPack: those that can be written to, and those that cannot."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,42 @@ def test_a_list_that_an_array_changes_as_it_is_read(kind: str) -> None:
     assert [w.tolist() for w in ws] == [[-3.0] * 3] * 100
 
 
+class Fresh(Memory):
+    """Hands out a copy, which nobody else keeps."""
+
+    def __dlpack__(self, **arguments: object) -> object:
+        return self.array.copy().__dlpack__(**arguments)  # type: ignore[arg-type]
+
+
+def test_what_dlpack_hands_out_is_kept_for_the_step() -> None:
+    """Else the second copy takes the memory of the first."""
+    ws = [np.zeros(3, np.float32) for _ in range(4)]
+    variables = [Memory(w) for w in ws]
+    opt = SGD(1.0)
+    opt.build(variables)
+    for _ in range(3):
+        opt.apply([Fresh(np.full(3, 1 + i, np.float32)) for i in range(4)], variables)
+    assert [w.tolist() for w in ws] == [[-3.0 * (1 + i)] * 3 for i in range(4)]
+
+
+@pytest.mark.parametrize("library", ["NumPy", "none", "PyTorch"])
+def test_a_gradient_of_another_shape_in_a_later_step(library: str) -> None:
+    make: Callable[[Any], Any] = Memory if library == "none" else np.asarray
+    if library == "PyTorch":
+        make = pytest.importorskip("torch", reason="PyTorch is not installed").from_numpy
+    w = np.zeros((2, 3), np.float32)
+    opt, variable, good = SGD(1.0), make(w), make(np.ones((2, 3), np.float32))
+    for shape in ((3, 2), (3,), (2, 3, 1)):
+        for _ in range(2):
+            opt.apply([good], [variable])
+        before = w.copy()
+        with pytest.raises(
+            ValueError, match=re.escape(f"grads[0] has shape {shape}, its variable has (2, 3)")
+        ):
+            opt.apply([make(np.ones(shape, np.float32))], [variable])
+        assert w.tolist() == before.tolist()
+
+
 class Gone(Memory):
     """One that raises when it is asked for its memory."""
 
@@ -127,6 +164,19 @@ def test_an_array_of_no_library() -> None:
     w = np.ones(3, np.float32)
     SGD(0.5).apply([Memory(np.ones(3, np.float32))], [Memory(w)])
     assert w.tolist() == [0.5] * 3
+
+
+def test_a_tensor_that_was_given_other_memory_is_refused() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w, opt, g = torch.zeros(3), SGD(0.5), torch.ones(3)
+    opt.apply([g], [w])
+    former, w.data = w.data, torch.zeros(3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"variables\[0\] has other memory, dtype or layout"):
+            opt.apply([g], [w])
+    w.data = former
+    opt.apply([g], [w])
+    assert w.tolist() == [-1.0] * 3
 
 
 def test_a_tensor_without_memory_is_refused() -> None:

@@ -899,6 +899,7 @@ CHANGES: list[Change] = [
     ("read-only", lambda w: w.setflags(write=False), lambda w: w.setflags(write=True), FROZEN),
     ("dtype", lambda w: put(w, "dtype", np.int32), lambda w: put(w, "dtype", np.float32), BUILT_OTHERWISE),
     ("byte order", lambda w: put(w, "dtype", ">f4"), lambda w: put(w, "dtype", "<f4"), BUILT_OTHERWISE),
+    ("strides", lambda w: put(w, "strides", (4, 16)), lambda w: put(w, "strides", (16, 4)), BUILT_OTHERWISE),
 ]
 
 
@@ -919,6 +920,15 @@ def test_variable_changed_since_build(row: Change, way: str) -> None:
     undo(scene.kernel)
     assert scene.snapshot() == before
     goes_on_as_if_nothing_had_been(scene, steps=2)
+
+
+def test_gradient_of_another_dtype_at_the_same_address() -> None:
+    w, memory, opt = np.zeros(2), np.ones(2), SGD(1.0)
+    opt.apply([memory], [w])
+    halves = memory.view(np.float16)[:2]
+    halves[:] = 2
+    opt.apply([halves], [w])
+    assert w.tolist() == [-3.0, -3.0]
 
 
 def test_variable_of_another_dtype_of_the_same_size_since_build() -> None:

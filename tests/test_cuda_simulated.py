@@ -314,6 +314,17 @@ def test_a_rate_ahead_that_is_refused_is_refused_in_its_turn(gpus: None) -> None
     assert optimizer.iterations == 4
 
 
+def test_rates_ahead_are_looked_at_again_with_other_settings(gpus: None) -> None:
+    optimizer = SGD(ExponentialDecay(1e10, 1, 0.5), skip_nonfinite=True)
+    on_gpu, gradient = put([np.zeros(3), np.ones(3)])
+    for _ in range(3):
+        optimizer.apply([gradient], [on_gpu])
+    optimizer.adjust(on_gpu, learning_rate_multiplier=1e305)
+    with pytest.raises(ValueError, match=r"learning_rate times a variable's multiplier must be finite"):
+        optimizer.apply([gradient], [on_gpu])
+    assert optimizer.iterations == 3
+
+
 def test_a_learning_rate_on_the_device(gpus: None) -> None:
     rate = simulation.array_on(0, np.array(0.5))
     optimizer = SGD(rate)

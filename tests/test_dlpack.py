@@ -87,6 +87,21 @@ def test_what_dlpack_hands_out_is_kept_for_the_step() -> None:
     assert [w.tolist() for w in ws] == [[-3.0 * (1 + i)] * 3 for i in range(4)]
 
 
+def test_values_of_rows_that_dlpack_hands_out_are_kept_for_the_step() -> None:
+    ws = [np.zeros((4, 2), np.float32) for _ in range(4)]
+    grads = [([0, 2], Fresh(np.full((2, 2), 1 + i, np.float32))) for i in range(4)]
+    SGD(1.0).apply(grads, ws)
+    assert [w[:, 0].tolist() for w in ws] == [[-1 - i, 0, -1 - i, 0] for i in range(4)]
+
+
+def test_rows_that_are_none_are_a_gradient() -> None:
+    """Whose memory is null, as PyTorch says."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w = torch.ones(4, 2)
+    assert SGD(0.5, weight_decay=1.0).apply([([], torch.empty(0, 2))], [w]) == 1
+    assert w.tolist() == [[0.5] * 2] * 4
+
+
 @pytest.mark.parametrize("library", ["NumPy", "none", "PyTorch"])
 def test_a_gradient_of_another_shape_in_a_later_step(library: str) -> None:
     make: Callable[[Any], Any] = Memory if library == "none" else np.asarray

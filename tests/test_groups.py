@@ -97,7 +97,13 @@ def test_groups_that_do_not_fit_are_refused() -> None:
     w = np.zeros(2, np.float32)
     plan = _native.Plan("Groups", "sgd", False, False, [w], [], {}, [])
     group = _native.Group(0.1, 0.0, 0.0, [], 0, 1.0)
-    for groups, of in (([group], [1]), ([group], [0, 0]), ([group, group], None), ([group, group], [0])):
+    for groups, of in (
+        ([group], [1]),
+        ([group], [0, 0]),
+        ([], None),
+        ([group, group], None),
+        ([group, group], [0]),
+    ):
         with pytest.raises(
             ValueError, match=r"Groups: \d groups do not fit to 1 variables; each must be of one"
         ):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -420,6 +421,31 @@ def test_settings_that_change_in_every_step_are_kept_once() -> None:
     assert twin._adjustments.of(twin._plan) == changes  # type: ignore[arg-type]
 
 
+def test_settings_that_another_build_refuses_are_taken_back() -> None:
+    """It is in the middle of a step; the one before it had them already."""
+    opt, w, v = SGD(1.0), np.zeros(1), np.zeros(1)
+    opt.build([w])
+    opt.build([v])
+
+    def gradients() -> Iterator[Any]:
+        opt.adjust([w, v], frozen=True)
+        yield np.ones(1)
+
+    with pytest.raises(RuntimeError, match="in the middle of another step"):
+        opt.apply(gradients(), [v])
+    for one in (w, v):
+        opt.apply([np.ones(1)], [one])
+    assert (w[0], v[0]) == (-1, -1)
+
+
+def test_a_learning_rate_that_is_not_finite_is_told_without_the_multiplier() -> None:
+    opt, w = SGD(1e39), np.zeros(1, np.float32)
+    opt.build([w])
+    opt.adjust(w, learning_rate_multiplier=0.5)
+    with pytest.raises(ValueError, match=r"^SGD: learning_rate must be finite in float32, got 1e\+39$"):
+        opt.apply([w.copy()], [w])
+
+
 def test_refused_settings() -> None:
     opt, w = SGD(0.1), np.zeros(3, np.float32)
     opt.adjust("later", frozen=True)  # nothing was built yet
@@ -754,6 +780,20 @@ def test_gradients_that_later_replicas_alone_have() -> None:
     with pytest.raises(ValueError, match=r"SGD\.apply: replicas\[1\] has 4 items, replicas\[0\] 3"):
         opt.apply(replicas=[[np.ones(1)] * 3, [np.ones(1)] * 4])
     assert [w[0] for w in ws] == [-1, -1, 0]
+
+
+def test_a_variable_without_dimensions_has_no_rows() -> None:
+    w = np.zeros(())
+    with pytest.raises(ValueError, match=r"has rows, but its variable has shape \(\); pass an array"):
+        SGD(1.0).apply([([0], np.ones(1))], [w])
+    assert w == 0
+
+
+@pytest.mark.parametrize(("indices", "expected"), [([0, 1, 2], [0, 0, 0]), ([2, 1, 0], [-2, 0, 2])])
+def test_values_of_rows_may_be_the_variable(indices: list[int], expected: list[float]) -> None:
+    w = np.array([[1.0], [2.0], [3.0]])
+    SGD(1.0).apply([(indices, w)], [w])
+    assert w[:, 0].tolist() == expected
 
 
 def test_values_of_rows_wherever_they_lie() -> None:

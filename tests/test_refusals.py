@@ -1320,6 +1320,37 @@ print("alive")
     assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
 
 
+class Meddling(np.ndarray):
+    """An array that does something when it is asked for its mask."""
+
+    does: Callable[[], object]
+
+    @property
+    def mask(self) -> object:
+        self.does()
+        raise AttributeError("mask")
+
+
+def test_list_of_a_replica_that_changes_during_the_call() -> None:
+    ws, junk = [np.zeros(4) for _ in range(2000)], list[bytearray]()
+    first, second = ([np.ones(4) for _ in ws] for _ in range(2))
+
+    def change() -> None:
+        second.clear()
+        junk.extend(bytearray(16000) for _ in range(50))
+
+    meddling = np.ones(4).view(Meddling)
+    meddling.does, first[0] = change, meddling
+    opt = SGD(1.0)
+    opt.build(ws)
+    refused(
+        lambda: opt.apply(replicas=[first, second]),
+        "ValueError: SGD.apply: replicas[1] has 0 items, replicas[0] 2000;"
+        " pass one gradient for each variable in every replica",
+    )
+    assert not any(w.any() for w in ws)
+
+
 def test_dtype_is_refused_where_ml_dtypes_cannot_be_imported() -> None:
     done = python("""
 import sys

@@ -650,18 +650,22 @@ def bits(make):
         for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
         for size in (37, 30_000)
     ]
+    tables = [np.zeros((3, 37), dtype) for dtype in (np.float32, np.float64)]
+    rows = [rng.standard_normal((4, 37)).astype(np.float32) * np.float32(scale) for scale in (1e-40, 1.0)]
     library.set_mode(default | mode)
     try:
-        opt = make()
+        opt, sparse = make(), make()
         for k in (1, 2):
             opt.apply([case[k] for case in cases], [case[0] for case in cases])
+        for values in rows:
+            sparse.apply([([2, 0, 2, 0], values) for table in tables], tables)
         assert library.get_mode() == default | mode, "the caller's mode changed"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
         library.set_mode(default)
     total = hashlib.sha256()
-    for array in (*(case[0] for case in cases), *opt.variables):
+    for array in (*(case[0] for case in cases), *opt.variables, *tables, *sparse.variables):
         total.update(array.tobytes())
     return total.hexdigest()
 

@@ -183,6 +183,14 @@ def test_finalize_variable_values() -> None:
     assert (models[1][0] == -2.25).all()
 
 
+def test_finalize_leaves_what_was_summed_for_the_next_update() -> None:
+    opt, w = SGD(1.0, gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.0), np.zeros(2)
+    opt.apply([np.ones(2)], [w])
+    opt.finalize_variable_values()
+    opt.apply([np.full(2, 3.0)], [w])
+    assert w.tolist() == [-2.0] * 2
+
+
 def test_finalize_takes_names_and_refuses_what_was_never_built() -> None:
     opt, w = SGD(1.0, use_ema=True, ema_momentum=0.5), np.zeros(3)
     opt.build({"w": w})
@@ -794,6 +802,13 @@ def test_values_of_rows_may_be_the_variable(indices: list[int], expected: list[f
     w = np.array([[1.0], [2.0], [3.0]])
     SGD(1.0).apply([(indices, w)], [w])
     assert w[:, 0].tolist() == expected
+
+
+def test_rows_that_come_twice_in_order_are_summed() -> None:
+    for opt, expected in ((SGD(1.0), [0, -3, -5, 0]), (Adam(0.5, lazy=True), [0, -0.5, -0.5, 0])):
+        w = np.zeros((4, 1))
+        opt.apply([([1, 1, 2], np.array([[1.0], [2.0], [5.0]]))], [w])
+        assert np.allclose(w[:, 0], expected, atol=1e-6), opt
 
 
 def test_values_of_rows_wherever_they_lie() -> None:

@@ -453,7 +453,8 @@ def test_an_empty_variable_at_the_beginning_of_another() -> None:
     empty = w[:0]
     opt.build([empty, w])
     opt.apply([np.ones(0), np.ones(3)], [empty, w[:]])
-    assert w.tolist() == [-1.0] * 3
+    opt.apply([np.ndarray(0, w.dtype, w, offset=8), np.ones(3)], [empty, w])
+    assert w.tolist() == [-2.0] * 3
 
 
 def test_memory_of_an_earlier_build() -> None:
@@ -966,6 +967,30 @@ def test_variable_that_cannot_be_read_any_more() -> None:
         with pytest.raises(ValueError, match=re.escape(f"variables[{position}] {BUILT_OTHERWISE}")):
             opt.apply(grads[::order], [w, b][::order])
     assert (w.tolist(), b.tolist()) == ([0.5] * 3, [0.5] * 4)
+
+
+def test_a_gradient_that_is_another_variable() -> None:
+    opt, w, v = SGD(0.5), np.ones(3), np.ones(3)
+    opt.build([w, v])
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"grads\[0\] shares memory with variables\[1\], which this step"
+        ):
+            opt.apply([v, np.ones(3)], [w, v])
+        opt.apply([np.zeros(3), np.zeros(3)], [w, v])
+    assert (w.tolist(), v.tolist()) == ([1.0] * 3, [1.0] * 3)
+
+
+def test_a_gradient_that_meets_a_variable_with_the_bytes_of_its_dtype() -> None:
+    memory = np.zeros(4)
+    opt, w, v = SGD(0.5), np.zeros(4, np.float32), memory[2:].view(np.float32)
+    opt.build([w, v])
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"grads\[0\] shares memory with variables\[1\], which this step"
+        ):
+            opt.apply([memory, np.ones(4)], [w, v])
+        opt.apply([np.zeros(4), np.zeros(4)], [w, v])
 
 
 def test_variable_resized_since_build() -> None:

@@ -485,6 +485,38 @@ def test_a_method_that_loads_a_state_into_its_own_step() -> None:
     assert opt.apply([np.ones(3)], [models[0]]) == 3
 
 
+def test_a_method_that_changes_the_list_of_gradients() -> None:
+    grads, junk = list[Any](), list[Array]()
+
+    class Clears(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            grads.clear()
+            junk.extend(np.full(50, 7.0) for _ in range(20))
+            variable -= gradient
+
+    ws = [np.zeros(50) for _ in range(3)]
+    opt = Clears(1.0)
+    opt.build(ws)
+    for _ in range(2):
+        grads += [np.full(50, 1.0 + i) for i in range(3)]
+        opt.apply(grads, ws)
+    assert [w[0] for w in ws] == [-2, -4, -6]
+
+
+def test_large_arrays_come_whole_and_with_the_lock() -> None:
+    lengths = []
+
+    class Looks(CustomOptimizer):
+        def update(self, variable: Array, gradient: Array, *_: Any) -> None:
+            lengths.append(len(gradient))
+
+    ws = [np.zeros(6_000_000, np.float32), np.zeros(5, np.float32)]
+    opt, grads = Looks(1.0), [np.ones_like(w) for w in ws]
+    for _ in range(2):
+        opt.apply(grads, ws)
+    assert lengths == [6_000_000, 5] * 2
+
+
 def test_gradients_cannot_be_written() -> None:
     class Writes(CustomOptimizer):
         def update(self, variable: Array, gradient: Array, *_: Any) -> None:

@@ -1009,6 +1009,21 @@ def test_variable_resized_since_build() -> None:
     assert opt.apply([np.ones(200_000), np.ones(5)], [a, b]) == 1
 
 
+@pytest.mark.parametrize("options", [{"use_ema": True}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_variable_resized_since_build_that_does_not_come(options: dict[str, Any]) -> None:
+    """It is visited nevertheless."""
+    opt, a, b = SGD(1.0, **options), np.zeros(5), np.zeros(1000)
+    opt.build([a, b])
+    b.resize(200_000, refcheck=False)
+    for _ in range(2):
+        refused(
+            lambda: opt.apply([np.ones(5)], [a]),
+            "ValueError: SGD.apply: variables[1] has shape (200000,), but had (1000,) when it was built;"
+            " forget(variables) and build again",
+        )
+    assert opt.iterations == 0
+
+
 # Numbers that leave their interval when they are rounded to the compute type.
 
 ROUNDED: list[tuple[type[Optimizer], str, float, str, str]] = [
@@ -1533,6 +1548,21 @@ def test_subclasses_are_read_as_their_memory() -> None:
     for gradient in (g[:3], g[::2]):
         opt.apply([gradient], [w])
     assert w.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "PyTorch"])
+@pytest.mark.parametrize("only", range(3))
+def test_variables_that_do_not_come_are_left_alone(only: int, kind: str) -> None:
+    """Though they had gradients in the call before."""
+    make: Callable[[Any], Any] = np.asarray
+    if kind == "PyTorch":
+        make = pytest.importorskip("torch", reason="PyTorch is not installed").from_numpy
+    ws, opt = [np.zeros(3) for _ in range(3)], SGD(1.0)
+    variables = [make(w) for w in ws]
+    opt.build(variables)
+    opt.apply([make(np.ones(3)) for _ in ws], variables)
+    opt.apply([make(np.full(3, 2.0))], [variables[only]])
+    assert [w[0] for w in ws] == [-3 if i == only else -1 for i in range(3)]
 
 
 def test_memory_mapped_variable(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Arrays of other libraries, through DLPack: those that can be written to, and those that cannot."""
 
+import ctypes
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -118,6 +119,87 @@ def test_a_gradient_of_another_shape_in_a_later_step(library: str) -> None:
         ):
             opt.apply([make(np.ones(shape, np.float32))], [variable])
         assert w.tolist() == before.tolist()
+
+
+class Tensor(ctypes.Structure):
+    """DLPack's."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),  # of what is around it
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+class ByHand:
+    """Memory that is described as no library does; in float32 if nothing else is said."""
+
+    def __init__(
+        self, data: int, shape: tuple[int, ...], strides: tuple[int, ...] = (), **others: int
+    ) -> None:
+        self.shape = (ctypes.c_int64 * len(shape))(*shape)
+        self.strides = (ctypes.c_int64 * len(strides))(*strides)
+        known = {"device_type": 1, "code": 2, "bits": 32, "lanes": 1} | others
+        self.tensor = Tensor(data=data, ndim=len(shape), shape=self.shape, **known)
+        if strides:
+            self.tensor.strides = self.strides
+
+    def __dlpack__(self, **_: object) -> object:
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return make(ctypes.addressof(self.tensor), b"dltensor", None)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.device_type, self.tensor.device_id
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"shape": (3,), "byte_offset": 8},
+        {"shape": (1, 3), "strides": (7, 1), "byte_offset": 8},
+        {"shape": (3, 1), "strides": (1, 7), "byte_offset": 8},
+        {"shape": (3,), "byte_offset": 8, "device_type": 3},
+    ],
+    ids=repr,
+)
+def test_what_a_tensor_may_tell(described: dict[str, Any]) -> None:
+    """An offset, any stride of a dimension of 1, and memory on the host for GPUs."""
+    memory = np.zeros(6, np.float32)
+    SGD(1.0).apply([np.ones(described["shape"])], [ByHand(memory.ctypes.data, **described)])
+    assert memory.tolist() == [0, 0, -1, -1, -1, 0]
+
+
+def test_a_tensor_without_elements_has_any_strides() -> None:
+    SGD(1.0).build([ByHand(0, (0, 3), (7, 5))])
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"shape": (3,), "lanes": 2}, "but a variable must be float32"),
+    ({"shape": (3,), "bits": 4}, "but a variable must be float32"),
+    ({"shape": (3,), "bits": 0}, "but a variable must be float32"),
+    ({"shape": (3,), "code": 0}, "but a variable must be float32"),
+    ({"shape": (3,), "device_type": 7}, "but a variable must be float32"),
+    ({"shape": (1,) * 65}, "but a variable must be float32"),
+    ({"shape": (3,), "strides": (2,)}, r"not contiguous \(shape \(3,\), strides \(8,\)\)"),
+    ({"shape": (3,), "byte_offset": 2}, "not aligned to its dtype"),
+]
+
+
+@pytest.mark.parametrize(("described", "sentence"), REFUSED, ids=repr)
+def test_what_a_tensor_may_not_tell(described: dict[str, Any], sentence: str) -> None:
+    memory = np.zeros(6, np.float32)
+    with pytest.raises((TypeError, ValueError), match=rf"^SGD\.build: variables\[0\].* {sentence}"):
+        SGD(1.0).build([ByHand(memory.ctypes.data, **described)])
 
 
 class Gone(Memory):

@@ -1,6 +1,7 @@
 """fusedstep.keras: Keras' numbers, options and files, and programs as people write them."""
 
 import inspect
+import re
 import subprocess
 import sys
 from functools import partial
@@ -400,6 +401,16 @@ def test_variables_stay_in_their_memory_whatever_its_layout(layout: str, options
         assert tensor._version > version
         found.append([np.ascontiguousarray(v.numpy()) for v in (*targets, *optimizer.variables)])
     assert [a.tobytes() for a in found[0]] == [b.tobytes() for b in found[1]]
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "gaps"])
+def test_a_gradient_of_numpy_in_whatever_layout_the_variable_lies(layout: str) -> None:
+    """It is taken as those of variables that lie as they are read."""
+    targets, twins = [laid_out(layout)], [laid_out(layout)]
+    given = gradients(targets, 0)
+    adapted.SGD(0.1).apply([given[0].numpy()], targets)
+    adapted.SGD(0.1).apply(given, twins)
+    assert targets[0].numpy().tobytes() == twins[0].numpy().tobytes()
 
 
 def test_a_variable_without_elements() -> None:
@@ -931,6 +942,20 @@ def test_gradients_that_are_refused() -> None:
         with pytest.raises((ValueError, TypeError), match=r"SGD\.apply: grads\['a'\] "):
             adapted.SGD(0.1).apply([gradient, torch.ones(3)], targets)
     assert all((v.numpy() == 1).all() for v in targets)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "gaps"])
+def test_a_gradient_of_another_shape_or_device_is_refused_whatever_the_layout(layout: str) -> None:
+    """It was broadcast, or PyTorch's error, to a variable whose axes lie in another order."""
+    target = laid_out(layout)
+    before = target.numpy()
+    for shape in ((1,), (2,), (2, 1, 1), (1, 3, 2, 2), (48,), (9, 9), (1, 4, 3, 2, 2)):
+        words = f"SGD.apply: grads['kernel'] has shape {shape}, its variable has (4, 3, 2, 2)"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            adapted.SGD(0.1).apply([torch.ones(shape)], [target])
+    with pytest.raises(TypeError, match=r"SGD\.apply: grads\['kernel'\] .* on meta, but a gradient must be"):
+        adapted.SGD(0.1).apply([torch.ones(4, 3, 2, 2, device="meta")], [target])
+    assert (target.numpy() == before).all()
 
 
 @pytest.mark.parametrize("built", [False, True])

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -746,6 +747,22 @@ def test_the_average_of_a_parameter_without_gradient_that_was_set(
     p.grad = None
     optimizer.step()
     assert torch.equal(optimizer.state[p]["ema"], torch.full((3, 2), 2.0))
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4), (3, 4)])
+def test_a_gradient_of_the_shape_that_a_parameter_had_is_refused(
+    permuted: bool, shape: tuple[int, int]
+) -> None:
+    """It was broadcast, or PyTorch's error, to one whose axes lie in another order."""
+    p = torch.nn.Parameter(torch.ones(shape))
+    optimizer = adapted.SGD([p], lr=0.1)
+    p.grad = torch.ones(shape)
+    p.data = torch.ones(4, 6).t() if permuted else torch.ones(6, 4)
+    words = f"the gradient of a parameter of shape (6, 4) has shape {shape}, its parameter has (6, 4)"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        optimizer.step()
+    assert (p == 1).all()
 
 
 REMAKES: dict[str, Callable[[Any], Any]] = {

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import keras
+import numpy as np
 
 import fusedstep
 from fusedstep import _native
@@ -272,7 +273,7 @@ class Fused(keras.optimizers.Optimizer):
             raise MovedError
         values, _ = _native.attributes_of(layout.variables, "_value")
         if layout.odd:
-            gradients, values = layout.read_odd(gradients, values)
+            gradients, values = layout.read_odd(gradients, values, f"{type(self).__name__}.apply")
         self._core._plans[0].step(gradients, values, rate)
         if layout.odd:
             layout.write_odd()
@@ -472,7 +473,7 @@ class Layout:
         return list(map(gradient_of.get, self.ids))
 
     @torch.no_grad()
-    def read_odd(self, gradients: list[Any], values: list[Any]) -> tuple[list[Any], list[Any]]:
+    def read_odd(self, gradients: list[Any], values: list[Any], who: str) -> tuple[list[Any], list[Any]]:
         """Return gradients and variables with those that are not contiguous as the plan takes them."""
         gradients, values = list(gradients), list(values)
         for i, odd in self.odd.items():
@@ -480,8 +481,16 @@ class Layout:
                 raise MovedError
             odd.read()
             values[i] = odd.variable
-            if gradients[i] is not None:
-                gradients[i] = odd.gradient(gradients[i])
+            given = gradients[i]
+            if isinstance(given, np.ndarray):
+                given = torch.from_numpy(given)
+            if isinstance(given, torch.Tensor):  # what is none, the plan refuses
+                if given.shape != odd.p.shape:
+                    raise ValueError(
+                        f"{who}: grads['{self.variables[i].path}'] has shape {tuple(given.shape)},"
+                        f" its variable has {tuple(odd.p.shape)}"
+                    )
+                gradients[i] = odd.gradient(given)
         return gradients, values
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ class Permuted:
         if grad.layout != torch.strided:
             return grad
         if grad.stride() != self.p.stride():
-            grad = torch.empty_like(self.p, dtype=grad.dtype).copy_(grad)
+            grad = torch.empty_like(self.p, dtype=grad.dtype, device=grad.device).copy_(grad)
         return in_memory_order(grad)
 
     def write(self) -> None:

@@ -217,6 +217,7 @@ class Part:
                 raise MovedError
             odd.read()
             if grads[i] is not None:
+                self._check_shape(grads[i], i)
                 grads[i] = odd.gradient(grads[i])
         # Of more elements, what autograd leaves to be negated has gaps, and is copied; to ask all that have
         # none would take a fifth of a step.
@@ -249,6 +250,15 @@ class Part:
         if self.unstarted:
             self._start(absent)
         self.counted = self._counts()
+
+    def _check_shape(self, grad: Tensor, index: int) -> None:
+        """Refuse what would be broadcast, where p.data was replaced and p.grad was not."""
+        p = self.params[index]
+        if grad.shape != p.shape:
+            raise ValueError(
+                f"{self.who}.step: the gradient of {title_of(p, self.names[index])} has shape"
+                f" {tuple(grad.shape)}, its parameter has {tuple(p.shape)}"
+            )
 
     def average(self) -> None:
         """Move the averages in a step that found gradients in other parts alone; else the call does it."""

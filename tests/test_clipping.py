@@ -159,6 +159,31 @@ def test_values_at_and_beyond_the_bounds() -> None:
     clipped = clip_by_value(x, 0, np.inf)
     assert clipped is not None
     assert same_bits(clipped, np.array([0, 0, -0.0, 0, 2, np.inf, np.nan]))
+    clipped = clip_by_value(x, -np.inf, 0)
+    assert clipped is not None
+    assert same_bits(clipped, np.array([-np.inf, -2, -0.0, 0, 0, 0, np.nan]))
+    clipped = clip_by_value(x[1:5], 1, 1)
+    assert clipped is not None
+    assert same_bits(clipped, np.ones(4))
+
+
+def test_what_is_beyond_a_dtype_makes_no_warning() -> None:
+    """As in a step, which warns of nothing: a bound that is infinite in 16 bits, and infinity times 0."""
+    clipped = clip_by_value(np.ones(2, np.float16), -1e6, 1e6)
+    assert clipped is not None
+    assert same_bits(clipped, np.ones(2, np.float16))
+    scaled = clip_by_norm(np.array([np.inf, 1.0], np.float32), 1.0)
+    assert scaled is not None
+    assert same_bits(scaled, np.array([np.nan, 0.0], np.float32))
+
+
+def test_arrays_of_a_subclass_give_plain_ones() -> None:
+    class Named(np.ndarray[Any, Any]):
+        pass
+
+    x = np.ones(2).view(Named)
+    for clipped in (clip_by_value(x, -2, 2), clip_by_norm(x, 1), clip_by_global_norm([x], 1)[0][0]):
+        assert type(clipped) is np.ndarray
 
 
 def test_norms_do_not_overflow_in_float32_nor_take_memory() -> None:

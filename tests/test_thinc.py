@@ -239,6 +239,19 @@ def test_state_that_is_written_counts_from_the_next_call_on(arguments: dict[str,
             np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6, err_msg=change.__name__)
 
 
+def test_the_momentum_of_averages_does_not_grow_beyond_all_updates() -> None:
+    both = []
+    for library in (adapted, thinc.optimizers):
+        optimizer, w = library.SGD(0.1), normal(4, 0)
+        optimizer((0, "W"), w, normal(4, 1))
+        optimizer.averages[0, "W"][...] = 1e4
+        optimizer.nr_update[0, "W"] = 10**6
+        optimizer((0, "W"), w, normal(4, 2))
+        both.append(optimizer.averages[0, "W"])
+    np.testing.assert_allclose(both[0], 0.9999e4, rtol=1e-6)
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("use_averages", [True, False])
 def test_betas_can_change_to_0_and_from_it(use_averages: bool) -> None:
     """Adam becomes gradient descent and goes on, as in thinc: the means stay as they were."""

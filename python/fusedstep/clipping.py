@@ -141,7 +141,7 @@ def _all_checked(gradients: Iterable[Any], who: str) -> list[Any]:
 
 
 def _clipped(x: Any, low: float, high: float) -> Array:
-    clipped = np.array(x, order="C", subok=False)
+    clipped = np.array(x, order="C")
     with np.errstate(all="ignore"):
         smallest, largest = clipped.dtype.type(low), clipped.dtype.type(high)
         # Not numpy.clip, whose zeros may have another sign.

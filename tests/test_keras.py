@@ -155,6 +155,18 @@ def test_excluded_from_weight_decay_after_the_build() -> None:
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("way", ["names", "list"])
+def test_what_is_excluded_from_weight_decay_before_the_build_is_in_all_models(way: str) -> None:
+    several = [variables() for _ in range(3)]
+    shared = adapted.SGD(0.1, weight_decay=0.5)
+    given = {"var_names": ["bias"]} if way == "names" else {"var_list": [targets[1] for targets in several]}
+    shared.exclude_from_weight_decay(**given)
+    for targets in several:
+        shared.apply([torch.zeros(v.shape) for v in targets], targets)
+        np.testing.assert_allclose(targets[0].numpy(), normal((3, 4), 1) * 0.95, rtol=1e-6)
+        np.testing.assert_array_equal(targets[1].numpy(), normal((4,), 2))
+
+
 def test_a_variable_is_excluded_from_weight_decay_without_those_whose_paths_begin_with_its_own() -> None:
     class Scaled(keras.layers.Layer):  # type: ignore[misc, name-defined]
         def build(self, shape: Any) -> None:
@@ -240,7 +252,7 @@ def test_options_that_are_set_before_the_build_count() -> None:
         {"ema_overwrite_frequency": 2},
         {"ema_overwrite_frequency": 0, "use_ema": True},
         {"gradient_accumulation_steps": 0},
-        {"clipnorm": 0.0},
+        *({name: 0.0} for name in ("clipnorm", "global_clipnorm", "clipvalue")),
     ],
     ids=str,
 )
@@ -289,6 +301,15 @@ def test_keras_count_is_read_only_where_others_have_changed_it(monkeypatch: pyte
     optimizer.iterations.assign(7)
     step(1)
     assert optimizer._core._plans[0].calls == 8
+
+
+@pytest.mark.parametrize("number", [3, np.int64(3), torch.tensor(3)], ids=repr)
+def test_numbers_of_any_kind_are_added_to_keras_count(number: Any) -> None:
+    targets, optimizer = variables(), adapted.Adam(0.01)
+    walk(optimizer, targets, range(2))
+    assert int(optimizer.iterations.assign_add(number)) == 5
+    walk(optimizer, targets, range(2, 3))
+    assert int(optimizer.iterations) == optimizer._core._plans[0].calls == 6
 
 
 def test_a_schedule() -> None:
@@ -650,6 +671,19 @@ def test_a_model_that_is_saved_and_loaded_goes_on_to_the_same_bits(name: str, tm
         assert v.numpy().tobytes() == w.numpy().tobytes()
 
 
+def test_a_model_is_saved_before_its_first_step(tmp_path: Path) -> None:
+    trained = model()
+    trained.compile(optimizer=adapted.Adam(0.05), loss="mse")
+    assert not trained.optimizer.built
+    trained.save(tmp_path / "model.keras")
+    store: dict[str, Any] = {}
+    trained.optimizer.save_own_variables(store)
+    assert len(store) == 2
+    with pytest.warns(UserWarning, match="has 10 variables whereas the saved optimizer has 2"):
+        again = keras.saving.load_model(tmp_path / "model.keras")
+    assert losses(again, 1) == losses(trained, 1)
+
+
 def test_state_of_keras_own_class_can_be_taken_over(tmp_path: Path) -> None:
     trained = [model(), model()]
     for one, library in zip(trained, (keras.optimizers, adapted), strict=True):
@@ -720,6 +754,17 @@ def test_one_instance_for_two_models() -> None:
     assert together == alone
 
 
+def test_one_instance_for_three_models_in_turn() -> None:
+    optimizer, twin = adapted.Adam(0.05), adapted.Adam(0.05)
+    several, twins = [variables() for _ in range(3)], variables()
+    for step in range(3):
+        for targets in several:
+            walk(optimizer, targets, range(step, step + 1))
+        walk(twin, twins, range(step, step + 1))
+    for targets in several:
+        assert [v.numpy().tobytes() for v in targets] == [v.numpy().tobytes() for v in twins]
+
+
 def test_settings_and_rates_reach_all_models() -> None:
     """Also those that are set when there are several."""
 
@@ -737,7 +782,7 @@ def test_settings_and_rates_reach_all_models() -> None:
                     optimizer.learning_rate = lambda: 0.2
                 if step == 4:
                     optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
-                    optimizer.loss_scale_factor = 4.0
+                    optimizer.loss_scale_factor, optimizer.clipnorm = 4.0, None
         return [v.numpy().tobytes() for targets in several for v in targets]
 
     shared = adapted.Adam(0.01)
@@ -1063,9 +1108,9 @@ def test_a_variable_that_comes_twice_is_refused(built: bool) -> None:
     if built:
         walk(optimizer, targets, range(1))
     before = [v.numpy() for v in (*targets, *optimizer.variables)]
-    twice = [*targets, targets[0]]
+    twice = [*targets, targets[1]]
     verb = "apply" if built else "build"
-    with pytest.raises(ValueError, match=rf"Adam\.{verb}: the variable 'kernel' comes twice; pass it once"):
+    with pytest.raises(ValueError, match=rf"Adam\.{verb}: the variable 'bias' comes twice; pass it once"):
         optimizer.apply(gradients(twice, 0), twice)
     assert all((v.numpy() == b).all() for v, b in zip((*targets, *optimizer.variables), before, strict=True))
     walk(optimizer, targets, range(1))

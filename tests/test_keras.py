@@ -424,6 +424,19 @@ def test_variables_stay_in_their_memory_whatever_its_layout(layout: str, options
     assert [a.tobytes() for a in found[0]] == [b.tobytes() for b in found[1]]
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "gaps"])
+def test_values_that_are_assigned_between_steps_whatever_the_layout(layout: str) -> None:
+    """Also where steps go through a copy of the variable."""
+    both = []
+    for target in (laid_out(layout), keras.Variable(laid_out(layout).numpy(), name="kernel")):
+        optimizer = adapted.Adam(0.01, use_ema=True)
+        walk(optimizer, [target], range(2))
+        target.assign(normal((4, 3, 2, 2), 5))
+        walk(optimizer, [target], range(2, 4))
+        both.append([np.ascontiguousarray(v.numpy()) for v in (target, *optimizer.variables)])
+    assert [a.tobytes() for a in both[0]] == [b.tobytes() for b in both[1]]
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "gaps"])
 def test_a_gradient_of_numpy_in_whatever_layout_the_variable_lies(layout: str) -> None:
     """It is taken as those of variables that lie as they are read."""

@@ -328,6 +328,25 @@ def test_ones_own_schedule_has_configuration_repr_and_equality() -> None:
     assert Linear(0.25) != Linear(0.5)
 
 
+def test_a_schedule_of_another_class_is_another_one() -> None:
+    """Also with the same arguments."""
+
+    class Further(Linear):
+        pass
+
+    assert Further(0.25) != Linear(0.25)
+    assert Further(0.25) == Further(0.25)
+
+
+def test_ones_own_configuration_may_have_other_names_than_the_arguments() -> None:
+    class Renamed(Linear):
+        def get_config(self) -> dict[str, Any]:
+            return {"steepness": self.slope, "start": self.start}
+
+    assert repr(Renamed(0.25)) == "Renamed(steepness=0.25)"
+    assert Renamed(0.25) == Renamed(0.25) != Renamed(0.5)
+
+
 class Table(LearningRateSchedule):
     def __init__(self, rates: Any, factor: Any = 1.0) -> None:
         self.rates = np.asarray(rates)
@@ -364,7 +383,7 @@ def test_a_schedule_without_a_configuration_says_what_to_do() -> None:
         schedule.get_config()
     assert "Forgetful object" in repr(schedule)
     assert schedule == schedule
-    assert schedule != Forgetful(0.5)
+    assert (schedule == Forgetful(0.5)) is False
 
 
 # Steps.

@@ -943,6 +943,31 @@ def test_variables_that_are_overwritten_and_have_no_gradient_at_an_update() -> N
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["Adam", "Nadam"])
+def test_a_second_build_changes_nothing(name: str) -> None:
+    """As Keras' does; the first one takes variables of any iterable."""
+    targets, twins = variables(), variables()
+    optimizer, twin = getattr(adapted, name)(0.01), getattr(adapted, name)(0.01)
+    optimizer.build(iter(targets))
+    for step in range(4):
+        if step == 2:
+            optimizer.build(targets)
+        walk(optimizer, targets, range(step, step + 1))
+        walk(twin, twins, range(step, step + 1))
+    for v, w in zip((*targets, *optimizer.variables), (*twins, *twin.variables), strict=True):
+        assert v.numpy().tobytes() == w.numpy().tobytes()
+
+
+def test_steps_without_variables_and_with_those_of_any_iterable() -> None:
+    """Without, they are for those that were built."""
+    targets, twins = variables(), variables()
+    optimizer, twin = adapted.Adam(0.01), adapted.Adam(0.01)
+    for step, given in enumerate((iter(targets), None, iter(targets))):
+        optimizer.apply(gradients(targets, step), given)
+        walk(twin, twins, range(step, step + 1))
+    assert [v.numpy().tobytes() for v in targets] == [v.numpy().tobytes() for v in twins]
+
+
 # Refusals.
 
 

@@ -319,7 +319,8 @@ bool read_dlpack(py::handle array, HeldView& view, dlpack::DataType& dtype) {
 
 // "BufferError: this array was deleted"; empty where it raises nothing, or is not asked.
 std::string raised_by_dlpack(py::handle array) {
-  if (exchange_api_of(array.ptr()) != nullptr || !py::hasattr(array, "__dlpack__")) return "";
+  const bool is_asked = exchange_api_of(array.ptr()) == nullptr && !is_of_cupy(array.ptr());
+  if (!is_asked || !py::hasattr(array, "__dlpack__")) return "";
   try {
     capsule_of(array, py::dict());
   } catch (py::error_already_set& error) {

@@ -36,6 +36,8 @@ LAYOUTS: list[Layout] = [
     ({"strides": (12,)}, None),
     ({"strides": (4,) * 65}, None),
     ({"strides": 12}, None),
+    ({"mask": 1}, None),
+    ({"typestr": ">f4"}, None),
 ]
 
 

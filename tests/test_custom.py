@@ -302,6 +302,19 @@ def test_rows_that_are_given_nothing_or_all() -> None:
     assert w[:, 0].tolist() == [-1, 0, 0, 0]
 
 
+def test_rows_beside_all_rows_need_no_method_for_them() -> None:
+    opt, w = Lists(1.0, lazy=True), np.zeros((3, 1))
+    opt.apply(variables=[w], replicas=[[([1], np.ones((1, 1)))], [np.ones((3, 1))]])
+    assert w[:, 0].tolist() == [-1, -2, -1]
+
+
+class Lists(CustomOptimizer):
+    """One without update_rows."""
+
+    def update(self, variable: Array, gradient: Array, slots: Any, learning_rate: float, t: int) -> None:
+        variable -= learning_rate * gradient
+
+
 def test_methods_are_not_called_for_nothing() -> None:
     called = []
 

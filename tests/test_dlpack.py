@@ -202,6 +202,42 @@ def test_what_a_tensor_may_not_tell(described: dict[str, Any], sentence: str) ->
         SGD(1.0).build([ByHand(memory.ctypes.data, **described)])
 
 
+class Older(Memory):
+    """One whose method takes no arguments, as before DLPack's version 1."""
+
+    def __dlpack__(self) -> object:  # type: ignore[override]
+        return self.array.__dlpack__()
+
+
+class Wrong(Memory):
+    def __dlpack__(self, **_: object) -> object:
+        return self.array
+
+
+def test_a_method_of_an_older_version() -> None:
+    w = np.ones(3, np.float32)
+    SGD(0.5).apply([Older(np.ones(3, np.float32))], [Older(w)])
+    assert w.tolist() == [0.5] * 3
+
+
+def test_memory_that_is_read_only() -> None:
+    w, g = np.ones(3, np.float32), np.ones(3, np.float32)
+    g.flags.writeable = False
+    SGD(0.5).apply([Memory(g)], [w])
+    assert w.tolist() == [0.5] * 3
+    with pytest.raises(
+        ValueError, match=r"^SGD\.build: variables\[0\] is read-only, but it is updated in place"
+    ):
+        SGD(0.5).build([Memory(g)])
+
+
+def test_what_is_no_capsule_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"^SGD\.build: variables\[0\] is of type test_dlpack\.Wrong and dtype"
+    ):
+        SGD(0.5).build([Wrong(np.ones(3, np.float32))])
+
+
 class Gone(Memory):
     """One that raises when it is asked for its memory."""
 

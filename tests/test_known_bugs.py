@@ -628,13 +628,14 @@ IN_A_MODE = [
     "RMSprop(0.1, centered=True)",
     "Adagrad(0.1)",
     "Adagrad(0.1, initial_accumulator_value=1e-40)",
+    "Nadam(0.1)",
 ]
 
 # All threads but the first are made in the mode.
 STEPS_IN_A_MODE = """
 import ctypes, hashlib, sys
 import ml_dtypes, numpy as np, fusedstep
-from fusedstep import SGD, Adagrad, Adam, AdamW, RMSprop
+from fusedstep import SGD, Adagrad, Adam, AdamW, Nadam, RMSprop
 
 library, mode, threads = ctypes.CDLL(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 library.get_mode.restype = ctypes.c_ulong

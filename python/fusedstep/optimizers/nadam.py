@@ -2,13 +2,15 @@
 
 from decimal import Context, Decimal
 
+from fusedstep import _native
 from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.optimizer import Optimizer
 
 
 def decay_of_one_update(momentum_decay: float) -> float:
-    """Return 0.96**momentum_decay, the same on every machine; pow differs between libraries."""
-    return float(Context(prec=40).power(Decimal("0.96"), Decimal(momentum_decay)))
+    """Return 0.96**momentum_decay, the same everywhere; pow differs between libraries."""
+    power = Context(prec=40).power(Decimal("0.96"), Decimal(momentum_decay))
+    return _native.in_default_mode(float, power)  # it rounds in the mode that the process has
 
 
 class Nadam(Optimizer):

@@ -71,7 +71,7 @@ constexpr dlpack::DataType of_int32 = {dlpack::int_code, 32, 1}, of_int64 = {dlp
 bool read_tensor_in_place(const dlpack::Tensor& tensor, bool writeable, ArrayView& view, dlpack::DataType& dtype) {
   static_assert(std::is_same_v<std::int64_t, py::ssize_t>);
   dtype = tensor.dtype;
-  if (dtype.lanes != 1 || dtype.bits == 0 || dtype.bits % 8 != 0) return false;
+  if (dtype.bits == 0 || dtype.bits % 8 != 0) return false;
   const std::int32_t type = tensor.device.type;
   const bool on_gpu = type == dlpack::cuda || type == dlpack::cuda_managed;
   if (!on_gpu && type != dlpack::cpu && type != dlpack::cuda_host) return false;

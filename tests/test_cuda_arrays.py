@@ -163,6 +163,17 @@ def test_former_gradients_come_again(gpus: None) -> None:
         assert_same(optimizer, on_gpu, reference)
 
 
+def test_a_slot_is_no_gradient(gpus: None) -> None:
+    (w,), optimizer = put([np.ones(5, np.float32)]), Adam(0.1)
+    for steps in range(2):
+        optimizer.apply(put([np.ones(5, np.float32)]), [w])
+        before = w.copy()
+        with pytest.raises(ValueError, match=r"grads\[0\] shares memory with a slot, which this step writes"):
+            optimizer.apply([optimizer.slots(w)["velocity"]], [w])
+        assert w.copy().tolist() == before.tolist()
+        assert optimizer.iterations == steps + 1
+
+
 def test_a_variable_that_moved(gpus: None) -> None:
     w, other = Plain(simulation.array_on(0, np.ones(5))), Plain(simulation.array_on(0, np.ones(5)))
     gradient = simulation.array_on(0, np.ones(5))

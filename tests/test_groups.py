@@ -131,6 +131,23 @@ def test_what_groups_carry_is_carried_on_where_they_are(behind: int, gpu: None) 
     assert found(np.array) == found(lambda array: simulation.array_on(0, array))
 
 
+def test_variables_change_no_group_while_a_graph_is_captured(gpu: None) -> None:
+    ws = [simulation.array_on(0, np.ones(2)) for _ in range(2)]
+    plan, count = plan_over(ws, "sgd")
+    groups = [_native.Group(rate, 0.0, 0.0, [0.0] * count, 0, 1.0) for rate in (0.5, 1.0)]
+    plan.set_groups(groups, [0, 1])
+    simulation.begin_capture()
+    try:
+        with pytest.raises(
+            RuntimeError, match="a graph is captured, and a change of settings would have to wait"
+        ):
+            plan.set_groups(groups, [1, 0])
+    finally:
+        simulation.end_capture()
+    plan.step([simulation.array_on(0, np.ones(2)) for _ in ws], None, 1.0)
+    assert [w.copy().tolist() for w in ws] == [[0.5] * 2, [0.0] * 2]
+
+
 def test_a_penalty_of_a_group_alone(gpu: None) -> None:
     for w, g in ((np.ones(5), np.ones(5)), [simulation.array_on(0, np.ones(5)) for _ in range(2)]):
         plan, count = plan_over([w], "sgd")

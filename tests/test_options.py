@@ -109,6 +109,13 @@ def test_a_norm_beyond_the_root_of_the_largest_float() -> None:
         assert opt.gradient_norm == pytest.approx(5e30)
 
 
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_ascent_along_clipped_gradients(clip: str) -> None:
+    w, options = np.zeros(2), {clip: 1.0}
+    SGD(1.0, maximize=True, **options).apply([np.array([3.0, 4.0])], [w])
+    assert w.tolist() == [3.0 * (1 / 5), 4.0 * (1 / 5)]
+
+
 def test_a_gradient_just_at_the_norm_is_left_alone() -> None:
     gradient = np.random.default_rng(5).standard_normal(10_000)
     norm = math.sqrt(sum_of_squares(gradient))

@@ -149,7 +149,7 @@ FILLED = "whose mask would be ignored; pass a plain array, for example x.filled(
 BAD_KINDS: list[tuple[str, Callable[[], Any], str]] = [
     *(
         (dtype, lambda dtype=dtype: np.zeros(6, dtype), f"has dtype {dtype}, but a KIND must be {WANTED}")
-        for dtype in ("int64", "int32", "uint8", "bool", "complex64", "complex128", "object")
+        for dtype in ("int64", "int32", ">i4", "uint8", "bool", "complex64", "complex128", "object")
     ),
     (
         "longdouble",

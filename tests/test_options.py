@@ -111,7 +111,8 @@ def test_a_norm_beyond_the_root_of_the_largest_float() -> None:
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
 def test_ascent_along_clipped_gradients(clip: str) -> None:
-    w, options = np.zeros(2), {clip: 1.0}
+    w = np.zeros(2)
+    options: dict[str, Any] = {clip: 1.0}
     SGD(1.0, maximize=True, **options).apply([np.array([3.0, 4.0])], [w])
     assert w.tolist() == [3.0 * (1 / 5), 4.0 * (1 / 5)]
 

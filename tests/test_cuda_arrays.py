@@ -15,7 +15,7 @@ import fusedstep
 from fusedstep import SGD, Adam
 from fusedstep._native import DeviceArray, simulation
 from reference import Reference, same_bits
-from simulated import Plain, Strided, assert_same, kernels, put
+from simulated import Indices, Plain, Strided, assert_same, kernels, put
 
 
 def test_arrays_by_the_cuda_array_interface(gpus: None) -> None:
@@ -161,6 +161,16 @@ def test_former_gradients_come_again(gpus: None) -> None:
         optimizer.apply(given[::order], on_gpu[::order])
         reference.apply(values[expected])
         assert_same(optimizer, on_gpu, reference)
+
+
+def test_swapped_indices_are_refused(gpus: None) -> None:
+    (w,), indices = put([np.ones((4, 2), np.float32)]), Indices(np.array([1, 2]))
+    indices.__cuda_array_interface__ |= {"typestr": ">i8"}
+    with pytest.raises(
+        TypeError, match=r"grads\[0\] has indices of dtype int64, but on a GPU they must be int32"
+    ):
+        SGD(0.5).apply([(indices, put([np.ones((2, 2), np.float32)])[0])], [w])
+    assert (w.copy() == 1).all()
 
 
 def test_a_slot_is_no_gradient(gpus: None) -> None:

@@ -1565,6 +1565,12 @@ def test_variables_that_do_not_come_are_left_alone(only: int, kind: str) -> None
     assert [w[0] for w in ws] == [-3 if i == only else -1 for i in range(3)]
 
 
+def test_pairs_may_be_lists() -> None:
+    w, opt = np.zeros(3), SGD(1.0)
+    assert opt.apply_gradients([[np.ones(3), w]]) == 1  # type: ignore[list-item]
+    assert w.tolist() == [-1.0] * 3
+
+
 def test_memory_mapped_variable(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     w = np.memmap(path, np.float32, "w+", shape=(5,))

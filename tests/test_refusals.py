@@ -1579,3 +1579,10 @@ def test_memory_mapped_variable(tmp_path: Path) -> None:
     assert (np.fromfile(path, np.float32) == -1).all()
     sentence = with_labels(READ_ONLY.replace("Adam", "SGD"), names=False).replace("[1]", "[0]")
     refused(lambda: SGD().build([np.memmap(path, np.float32, "r")]), sentence)
+
+
+def test_rates_ahead_without_a_gpu() -> None:
+    optimizer = Adam()
+    optimizer.build([np.ones(3, np.float32)])
+    with pytest.raises(ValueError, match="a GPU looks up learning rates, but all variables are on the CPU"):
+        optimizer._plans[0].look_ahead([0.1])

@@ -400,6 +400,7 @@ void Plan::look_ahead(const std::vector<double>& rates) {
   rates_left_ = 0;
   rates_begin_ = counts().calls;
   if (rates.size() > most_rates) refuse_value("there is room for " + std::to_string(most_rates) + " learning rates");
+  if (!rates.empty() && parts_.empty()) refuse_value("a GPU looks up learning rates, but all variables are on the CPU");
   if (!rates.empty()) parts_[0]->write_rates(rates);
   rates_left_ = rates.size();
 }

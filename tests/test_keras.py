@@ -894,14 +894,15 @@ def test_constraints_and_frozen_layers() -> None:
     assert (trained.layers[1].kernel.numpy() >= 0).all()
 
 
-def test_variables_that_are_overwritten_by_their_gradients() -> None:
+@pytest.mark.parametrize("every", [2, 3])
+def test_variables_that_are_overwritten_by_their_gradients(every: int) -> None:
     """As the scales of float8 layers are; also where gradients are accumulated."""
     both = []
     for library in (adapted, keras.optimizers):
         targets = variables()
         targets[1].overwrite_with_gradient = True
-        optimizer = library.Adam(0.1, gradient_accumulation_steps=2, use_ema=True)
-        walk(optimizer, targets, range(4))
+        optimizer = library.Adam(0.1, gradient_accumulation_steps=every, use_ema=True)
+        walk(optimizer, targets, range(2 * every))
         both.append([v.numpy() for v in (*targets, *optimizer.variables)])
     for v, w in zip(*both, strict=True):
         np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
@@ -1056,6 +1057,24 @@ def test_averages_of_variables_that_were_never_trained(built: bool) -> None:
     optimizer.use_ema = False
     optimizer.finalize_variable_values(others)  # as at the end of a fit
     assert [v.numpy().tobytes() for v in others] == [v.numpy().tobytes() for v in variables()]
+
+
+def test_averages_are_put_into_the_variables_of_each_model() -> None:
+    both = []
+    for library in (adapted, keras.optimizers):
+        several = [variables(), variables()]
+        shared = library.SGD(0.1, use_ema=True, ema_momentum=0.7)
+        other = shared if library is adapted else type(shared).from_config(shared.get_config())
+        optimizers = [shared, other]
+        for number, (optimizer, targets) in enumerate(zip(optimizers, several, strict=True)):
+            walk(optimizer, targets, range(number, number + 3))
+        for optimizer, targets in zip(optimizers, several, strict=True):
+            trained = [v.numpy() for v in targets]
+            optimizer.finalize_variable_values(iter(targets) if library is adapted else targets)
+            assert all((v.numpy() != w).all() for v, w in zip(targets, trained, strict=True))
+        both.append([v.numpy() for targets in several for v in targets])
+    for v, w in zip(*both, strict=True):
+        np.testing.assert_allclose(v, w, rtol=2e-5, atol=2e-6)
 
 
 def test_averages_begin_with_the_variables() -> None:

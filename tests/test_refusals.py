@@ -1586,3 +1586,20 @@ def test_rates_ahead_without_a_gpu() -> None:
     optimizer.build([np.ones(3, np.float32)])
     with pytest.raises(ValueError, match="a GPU looks up learning rates, but all variables are on the CPU"):
         optimizer._plans[0].look_ahead([0.1])
+
+
+def test_a_setting_that_a_later_build_refuses_is_undone_in_the_first() -> None:
+    first, second, one = np.zeros(2), np.zeros(2), np.ones(2)
+    optimizer = SGD(1.0, momentum=0.5)
+    optimizer.build([first])
+    optimizer.build([second])
+
+    def gradients() -> Iterator[Array]:
+        with pytest.raises(RuntimeError, match="in the middle of another step"):
+            optimizer.momentum = 0.25
+        yield one
+
+    optimizer.apply(gradients(), [second])
+    for _ in range(2):
+        optimizer.apply([one], [first])
+    assert first.tolist() == [-2.5, -2.5]

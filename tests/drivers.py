@@ -1,4 +1,4 @@
-"""How tests build and run programs without Python (tests/native)."""
+"""How tests build and run what is in tests/native."""
 
 import subprocess
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ def run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def build(driver: str, folder: Path, **definitions: str) -> Path:
-    """Build a driver with the flags of the package."""
-    definitions |= {"CMAKE_BUILD_TYPE": "Release", "FUSEDSTEP_DRIVERS": "ON", "FUSEDSTEP_WERROR": "ON"}
+def build(target: str, folder: Path, only: str = "FUSEDSTEP_DRIVERS", **definitions: str) -> Path:
+    """Build what the CMake option ``only`` is for, with the flags of the package."""
+    definitions |= {"CMAKE_BUILD_TYPE": "Release", only: "ON", "FUSEDSTEP_WERROR": "ON"}
     options = [f"-D{name}={value}" for name, value in definitions.items()]
     run(["cmake", "-S", str(ROOT), "-B", str(folder), *options])
-    run(["cmake", "--build", str(folder), "--target", driver])
-    return folder / driver
+    run(["cmake", "--build", str(folder), "--parallel", "2", "--target", target])
+    return folder / target

@@ -5,7 +5,7 @@ add_executable(step_file tests/native/step_file.cpp ${runner})
 target_link_libraries(step_file PRIVATE fusedstep_options -static)
 
 # CUDA's kernels as threads of the host, where ThreadSanitizer looks at them.
-add_executable(cuda_threads tests/native/cuda_threads.cpp ${devices} csrc/cuda/kernels.cu)
+add_executable(cuda_threads tests/native/cuda_threads.cpp ${devices} ${simulation} csrc/cuda/kernels.cu)
 set_source_files_properties(csrc/cuda/kernels.cu PROPERTIES LANGUAGE CXX COMPILE_DEFINITIONS FUSEDSTEP_TARGET=cuda)
 target_compile_definitions(cuda_threads PRIVATE FUSEDSTEP_CUDA)
 target_include_directories(cuda_threads PRIVATE tests/native/cuda)

@@ -1,22 +1,18 @@
 // As much of CUDA as csrc/cuda/kernels.cu asks for, on the host: that file is compiled and run where there is no GPU.
 //
-// Kernels run on the grid of grid.hpp. Of streams there is their order, which is that of the calls, and what may not be
-// done while one is captured.
+// Kernels run on the grid of grid.hpp, when the streams of streams.hpp come to them, over the memory of memory.hpp.
+// What is not here, a program cannot call; what is, refuses what it does not do.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <map>
 #include <memory>
-#include <set>
-#include <string>
 #include <utility>
-#include <vector>
 
+#include "errors.hpp"
 #include "grid.hpp"
+#include "memory.hpp"
+#include "streams.hpp"
 
 #define __global__
 #define __device__
@@ -93,24 +89,9 @@ inline double __ldcg(const double* value) {
 
 // The host's side.
 
-enum cudaError_t {
-  cudaSuccess = 0,
-  cudaErrorInvalidValue = 1,
-  cudaErrorMemoryAllocation = 2,
-  cudaErrorInvalidDevice = 101,
-  cudaErrorStreamCaptureUnsupported = 900,
-  cudaErrorStreamCaptureInvalidated = 901,
-  cudaErrorStreamCaptureImplicit = 906,
-};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeRelaxed = 2 };
-enum cudaStreamCaptureStatus {
-  cudaStreamCaptureStatusNone = 0,
-  cudaStreamCaptureStatusActive = 1,
-  cudaStreamCaptureStatusInvalidated = 2
-};
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
 #define CUDART_VERSION 13000
 
@@ -119,105 +100,12 @@ struct cudaPointerAttributes {
   int device;
 };
 
-namespace on_the_host {
-
-using Graph = std::vector<std::function<void()>>;
-
-struct Stream {
-  Stream(int of_device, bool is_blocking) : device(of_device), blocking(is_blocking) {}
-
-  int device;
-  bool blocking;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
-  Graph captured;
-};
-
-struct Devices {
-  static constexpr int count = 2, multiprocessors = 3;
-  std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // size and device by address
-  std::set<Stream*> streams;
-  std::size_t left = std::size_t{16} << 30;
-  int current = 0, driver = CUDART_VERSION;
-  cudaStreamCaptureMode mode_of_thread = cudaStreamCaptureModeGlobal;
-  cudaError_t last_error = cudaSuccess;
-};
-
-inline Devices& devices() {
-  static Devices all;
-  return all;
-}
-
-inline cudaError_t answer(cudaError_t code) {
-  if (code != cudaSuccess) devices().last_error = code;
-  return code;
-}
-
-// What must not be called while a stream is captured ends the capture, unless the thread says that it knows better;
-// `legacy` also waits for every blocking stream, and no thread can know better than that.
-inline cudaError_t refuse_in_capture(bool legacy) {
-  cudaError_t code = cudaSuccess;
-  for (Stream* stream : devices().streams) {
-    if (stream->status == cudaStreamCaptureStatusNone) continue;
-    if (legacy && stream->blocking) {
-      code = cudaErrorStreamCaptureImplicit;
-    } else if (stream->mode == cudaStreamCaptureModeGlobal && devices().mode_of_thread == cudaStreamCaptureModeGlobal) {
-      code = cudaErrorStreamCaptureUnsupported;
-    } else {
-      continue;
-    }
-    stream->status = cudaStreamCaptureStatusInvalidated;
-  }
-  return answer(code);
-}
-
-inline bool has_memory(const void* begin, std::size_t bytes) {
-  const auto address = reinterpret_cast<std::uintptr_t>(begin);
-  auto after = devices().memory.upper_bound(address);
-  if (after == devices().memory.begin()) return false;
-  const auto& [first, of] = *--after;
-  return address + bytes <= first + of.first;
-}
-
-// Puts work on a stream: it is done at once, or when the graph is that the stream is captured for.
-inline cudaError_t enqueue(Stream* stream, std::function<void()> work) {
-  if (stream == nullptr) {
-    if (const cudaError_t code = refuse_in_capture(true)) return code;
-  } else if (stream->status == cudaStreamCaptureStatusInvalidated) {
-    return answer(cudaErrorStreamCaptureInvalidated);
-  } else if (stream->status == cudaStreamCaptureStatusActive) {
-    stream->captured.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  work();
-  return cudaSuccess;
-}
-
-// Its own parameter for each thread, as a kernel has: in much less time than where the sanitizer looks at the copies.
-template <class Parameter>
-NOT_OF_A_KERNEL void call(void (*kernel)(Parameter), const Parameter& parameter) {
-  kernel(parameter);
-}
-
-template <class Parameter>
-cudaError_t launch(void (*kernel)(Parameter), unsigned blocks, unsigned threads, void** parameters, Stream* stream) {
-  if (blocks == 0 || threads != most_threads) return answer(cudaErrorInvalidValue);
-  if (stream != nullptr && stream->device != devices().current) return answer(cudaErrorInvalidValue);
-  const auto copy = std::make_shared<Parameter>(*static_cast<const Parameter*>(parameters[0]));
-  return enqueue(stream, [=] { run_grid(blocks, [&] { call(kernel, *copy); }); });
-}
-
-}  // namespace on_the_host
-
 using cudaStream_t = on_the_host::Stream*;
+using cudaEvent_t = on_the_host::Place*;
+using cudaGraph_t = on_the_host::Graph*;
 
 inline cudaError_t cudaGetLastError() {
   return std::exchange(on_the_host::devices().last_error, cudaSuccess);
-}
-inline const char* cudaGetErrorString(cudaError_t code) {
-  return code == cudaErrorMemoryAllocation           ? "out of memory"
-         : code >= cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
-                                                     : "invalid argument";
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = on_the_host::devices().driver;
@@ -245,59 +133,86 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
   *blocks = 1;
   return cudaSuccess;
 }
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
-  const auto& known = on_the_host::devices().memory;
-  *attributes = {cudaMemoryTypeUnregistered, -2};
-  auto after = known.upper_bound(reinterpret_cast<std::uintptr_t>(memory));
-  if (after == known.begin()) return cudaSuccess;
-  --after;
-  if (on_the_host::has_memory(memory, 1)) *attributes = {cudaMemoryTypeDevice, after->second.second};
-  return cudaSuccess;
+
+namespace on_the_host {
+
+// The device that has this memory, all of it; -1 where none has.
+inline int device_with(const void* begin, std::size_t bytes) {
+  for (int device = 0; device < Devices::count; ++device) {
+    if (devices().of[device].memory.has(begin, bytes)) return device;
+  }
+  return -1;
 }
 
-// Memory is not zero at first.
-inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  on_the_host::Devices& all = on_the_host::devices();
-  if (const cudaError_t code = on_the_host::refuse_in_capture(false)) return code;
-  if (bytes > all.left) return on_the_host::answer(cudaErrorMemoryAllocation);
-  constexpr std::size_t alignment = 256;
-  *memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
-  std::memset(*memory, 0xa5, bytes);
-  all.memory[reinterpret_cast<std::uintptr_t>(*memory)] = {bytes, all.current};
-  all.left -= bytes;
+// The bytes of now, for later.
+inline std::function<void()> copy_later(void* to, const void* from, std::size_t bytes) {
+  const auto* const begin = static_cast<const std::byte*>(from);
+  return [to, kept = std::vector<std::byte>(begin, begin + bytes)] { std::memcpy(to, kept.data(), kept.size()); };
+}
+
+// When all that is on the stream is done.
+inline void copy_to_host(void* to, const void* from, std::size_t bytes, Stream& stream) {
+  complete(end_of(stream));
+  const Memory::Opened there(devices().of[stream.device].memory, from, bytes);
+  std::memcpy(to, from, bytes);
+}
+
+}  // namespace on_the_host
+
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+  const int device = on_the_host::device_with(memory, 1);
+  *attributes = {device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice, device < 0 ? -2 : device};
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* memory) {
-  on_the_host::Devices& all = on_the_host::devices();
-  if (const cudaError_t code = on_the_host::refuse_in_capture(false)) return code;
-  const auto found = all.memory.find(reinterpret_cast<std::uintptr_t>(memory));
-  if (found == all.memory.end()) return on_the_host::answer(cudaErrorInvalidValue);
-  all.left += found->second.first;
-  all.memory.erase(found);
-  std::free(memory);
+inline cudaError_t cudaMemGetInfo(std::size_t* left, std::size_t* total) {
+  static const std::size_t all = on_the_host::Memory().left;
+  *left = on_the_host::current_device().memory.left;
+  *total = all;
   return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (const cudaError_t code = on_the_host::refuse_in_capture(false)) return code;
+  *memory = on_the_host::current_device().memory.allocate(bytes);
+  return *memory == nullptr ? on_the_host::answer(cudaErrorMemoryAllocation) : cudaSuccess;
+}
+// It waits for all that may use the memory.
+inline cudaError_t cudaFree(void* memory) {
+  if (memory == nullptr) return cudaSuccess;
+  if (const cudaError_t code = on_the_host::refuse_in_capture(false)) return code;
+  if (on_the_host::devices().working) {
+    on_the_host::devices().freed_meanwhile.push_back(memory);
+    return cudaSuccess;
+  }
+  const int device = on_the_host::device_with(memory, 0);
+  if (device >= 0) on_the_host::complete_all(device);
+  return on_the_host::free_at_once(memory) ? cudaSuccess : on_the_host::answer(cudaErrorInvalidValue);
 }
 inline cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
-  if (const cudaError_t code = on_the_host::refuse_in_capture(true)) return code;
-  if (!on_the_host::has_memory(memory, bytes)) return on_the_host::answer(cudaErrorInvalidValue);
-  std::memset(memory, value, bytes);
+  if (on_the_host::device_with(memory, bytes) < 0) return on_the_host::answer(cudaErrorInvalidValue);
+  return on_the_host::enqueue(nullptr, on_the_host::Kind::memory_set, [=] { std::memset(memory, value, bytes); });
+}
+// Memory of the host that CUDA does not know has all that was copied from a device when this returns; what goes to a
+// device was copied then, but need not be there. A graph reads the host's memory anew each time it is run.
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t handle) {
+  const bool to_device = kind == cudaMemcpyHostToDevice;
+  const int device = on_the_host::device_with(to_device ? to : from, bytes);
+  if (device < 0) return on_the_host::answer(cudaErrorInvalidValue);
+  if (!on_the_host::is_known(handle)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  on_the_host::Stream& stream = on_the_host::stream_of(handle);
+  if (stream.device != device) return on_the_host::answer(cudaErrorNotSupported);
+  const bool captured = stream.status != cudaStreamCaptureStatusNone;
+  std::function<void()> work = [=] { std::memcpy(to, from, bytes); };
+  if (!captured) work = to_device ? on_the_host::copy_later(to, from, bytes) : nullptr;
+  if (const cudaError_t code = on_the_host::enqueue(handle, on_the_host::Kind::copy, std::move(work))) return code;
+  if (!captured && !to_device) on_the_host::copy_to_host(to, from, bytes, stream);
   return cudaSuccess;
 }
+// The same on the legacy stream, when that has done what is on it.
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   if (const cudaError_t code = on_the_host::refuse_in_capture(true)) return code;
-  if (!on_the_host::has_memory(kind == cudaMemcpyHostToDevice ? to : from, bytes)) {
-    return on_the_host::answer(cudaErrorInvalidValue);
-  }
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-// A graph reads the host's memory anew each time it is run.
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t stream) {
-  if (!on_the_host::has_memory(kind == cudaMemcpyHostToDevice ? to : from, bytes)) {
-    return on_the_host::answer(cudaErrorInvalidValue);
-  }
-  return on_the_host::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  on_the_host::complete(on_the_host::end_of(on_the_host::current_device().legacy));
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 inline cudaError_t cudaDeviceSynchronize() {
   for (on_the_host::Stream* stream : on_the_host::devices().streams) {
@@ -305,7 +220,8 @@ inline cudaError_t cudaDeviceSynchronize() {
     stream->status = cudaStreamCaptureStatusInvalidated;
     return on_the_host::answer(cudaErrorStreamCaptureUnsupported);
   }
-  return cudaSuccess;
+  const bool sound = on_the_host::complete_all(on_the_host::devices().current);
+  return sound ? cudaSuccess : on_the_host::answer(cudaErrorIllegalAddress);
 }
 
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
@@ -313,14 +229,20 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flag
   on_the_host::devices().streams.insert(*stream);
   return cudaSuccess;
 }
+// What it has to do, is done yet. (Streams stay in memory: places in them are known elsewhere.)
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  on_the_host::devices().streams.erase(stream);
-  delete stream;
+  if (stream == nullptr || !on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  stream->destroyed = true;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (stream->status == cudaStreamCaptureStatusNone) return cudaSuccess;
-  stream->status = cudaStreamCaptureStatusInvalidated;
+inline cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
+  if (!on_the_host::is_known(handle)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  on_the_host::Stream& stream = on_the_host::stream_of(handle);
+  if (stream.status == cudaStreamCaptureStatusNone) {
+    on_the_host::complete(on_the_host::end_of(stream));
+    return cudaSuccess;
+  }
+  stream.status = cudaStreamCaptureStatusInvalidated;
   return on_the_host::answer(cudaErrorStreamCaptureUnsupported);
 }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
@@ -329,6 +251,7 @@ inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mo
 }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
+  if (!on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
   if (stream == nullptr) {
     for (on_the_host::Stream* other : on_the_host::devices().streams) {
       if (other->status == cudaStreamCaptureStatusNone || !other->blocking) continue;
@@ -340,14 +263,58 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureS
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  if (stream == nullptr) return on_the_host::answer(cudaErrorStreamCaptureUnsupported);
+  if (!on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  if (stream->status != cudaStreamCaptureStatusNone) return on_the_host::answer(cudaErrorIllegalState);
   stream->status = cudaStreamCaptureStatusActive;
   stream->mode = mode;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, on_the_host::Graph* graph) {
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (stream == nullptr || stream->status == cudaStreamCaptureStatusNone) {
+    return on_the_host::answer(cudaErrorIllegalState);
+  }
   const bool whole = std::exchange(stream->status, cudaStreamCaptureStatusNone) == cudaStreamCaptureStatusActive;
-  *graph = std::exchange(stream->captured, {});
+  auto captured = std::make_unique<on_the_host::Graph>(std::exchange(stream->captured, {}));
+  *graph = whole ? captured.release() : nullptr;
   return whole ? cudaSuccess : on_the_host::answer(cudaErrorStreamCaptureInvalidated);
+}
+// What is captured is ready to run: there is no cudaGraphExec_t.
+inline cudaError_t cudaGraphLaunch(cudaGraph_t graph, cudaStream_t stream) {
+  if (!on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  if (on_the_host::stream_of(stream).status != cudaStreamCaptureStatusNone) {
+    return on_the_host::answer(cudaErrorNotSupported);
+  }
+  return on_the_host::enqueue(stream, on_the_host::Kind::kernel, [all = *graph] {
+    for (const on_the_host::Work& work : all) work.run();
+  });
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new on_the_host::Place{&on_the_host::current_device().legacy, 0};
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (!on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  on_the_host::Stream& behind = on_the_host::stream_of(stream);
+  if (behind.status != cudaStreamCaptureStatusNone) return on_the_host::answer(cudaErrorNotSupported);
+  *event = on_the_host::end_of(behind);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return event->stream->done >= event->number ? cudaSuccess : cudaErrorNotReady;
+}
+inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (!on_the_host::is_known(stream)) return on_the_host::answer(cudaErrorInvalidResourceHandle);
+  return on_the_host::stream_of(stream).queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
 template <class Parameter>

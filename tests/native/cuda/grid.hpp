@@ -1,10 +1,11 @@
 // A grid on the host: a block is a thread, so what is thread_local is the block's shared memory. Its threads are
 // fibers, which take turns in an order that is drawn anew from barrier to barrier; a barrier that not all of them reach
-// ends the program. ThreadSanitizer is told what CUDA orders, and nothing else: barriers, and fences around atomic
-// operations. So it reports two accesses of a kernel that nothing orders, within a block and between blocks.
+// ends the program. ThreadSanitizer, where it is on, is told what CUDA orders, and nothing else: barriers, and fences
+// around atomic operations. So it reports two accesses of a kernel that nothing orders, within a block and between
+// blocks.
 #pragma once
 
-#include <sanitizer/tsan_interface.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <condition_variable>
@@ -19,15 +20,54 @@
 #include <utility>
 #include <vector>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
 extern "C" {
 void __tsan_acquire(void* of);
 void __tsan_release(void* of);
 }
+#else
+inline void __tsan_acquire(void*) {}
+inline void __tsan_release(void*) {}
+#endif
 
 namespace on_the_host {
 
 // What runs fibers is no part of a kernel: what it does orders nothing.
 #define NOT_OF_A_KERNEL __attribute__((no_sanitize("thread"), noinline))
+
+// One of those that take turns in a thread. swapcontext asks the system for the signals each time, which takes longer
+// than all else here; ThreadSanitizer knows no other way.
+#if defined(__SANITIZE_THREAD__)
+struct Context {
+  ucontext_t saved;
+  void* known_to_sanitizer;
+};
+
+inline NOT_OF_A_KERNEL void make_known(Context& context, bool is_fiber) {
+  context.known_to_sanitizer = is_fiber ? __tsan_create_fiber(0) : __tsan_get_current_fiber();
+}
+inline NOT_OF_A_KERNEL void switch_contexts(Context& from, Context& to) {
+  __tsan_switch_to_fiber(to.known_to_sanitizer, __tsan_switch_to_fiber_no_sync);
+  swapcontext(&from.saved, &to.saved);
+}
+#else
+struct Context {
+  ucontext_t saved;  // before it has begun
+  jmp_buf left;      // after
+  bool begun;
+};
+
+inline void make_known(Context& context, bool is_fiber) {
+  context.begun = !is_fiber;
+}
+inline NOT_OF_A_KERNEL void switch_contexts(Context& from, Context& to) {
+  if (_setjmp(from.left) != 0) return;
+  if (to.begun) _longjmp(to.left, 1);
+  to.begun = true;
+  setcontext(&to.saved);
+}
+#endif
 
 constexpr int threads_of_warp = 32, most_threads = 256, most_warps = most_threads / threads_of_warp;
 constexpr std::size_t stack_size = 256 << 10;
@@ -40,8 +80,7 @@ struct Barrier {
 };
 
 struct Fiber {
-  ucontext_t context;
-  void* known_to_sanitizer;
+  Context context;
   Barrier* waits_for;  // or null
   unsigned passed;     // by others, when it began to
   bool fenced;         // since its last barrier or atomic operation
@@ -52,8 +91,7 @@ struct Fiber {
 // A block: its fibers, and the one at work.
 struct Block {
   Fiber fibers[most_threads];
-  ucontext_t between_fibers;
-  void* between_known_to_sanitizer;
+  Context between_fibers;
   Barrier of_block, of_warp[most_warps];
   double exchanged[most_threads];
   const std::function<void()>* kernel;
@@ -68,8 +106,7 @@ inline NOT_OF_A_KERNEL Fiber& current_fiber() {
 }
 
 inline NOT_OF_A_KERNEL void leave_fiber() {
-  __tsan_switch_to_fiber(block->between_known_to_sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&current_fiber().context, &block->between_fibers);
+  switch_contexts(current_fiber().context, block->between_fibers);
 }
 
 inline NOT_OF_A_KERNEL void wait_for(Barrier& barrier, bool orders) {
@@ -131,11 +168,12 @@ inline NOT_OF_A_KERNEL void run_fiber() {
 }
 
 inline NOT_OF_A_KERNEL void start_fiber(Fiber& fiber, char* stack) {
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = stack;
-  fiber.context.uc_stack.ss_size = stack_size;
-  makecontext(&fiber.context, run_fiber, 0);
-  fiber.known_to_sanitizer = __tsan_create_fiber(0);
+  ucontext_t& begin = fiber.context.saved;
+  getcontext(&begin);
+  begin.uc_stack.ss_sp = stack;
+  begin.uc_stack.ss_size = stack_size;
+  makecontext(&begin, run_fiber, 0);
+  make_known(fiber.context, true);
 }
 
 // The order in which fibers take their turns, from one number to the next.
@@ -165,8 +203,7 @@ inline NOT_OF_A_KERNEL void run_block(Block& self, std::uint64_t& seed) {
       if (fiber.done || (fiber.waits_for != nullptr && fiber.waits_for->passed == fiber.passed)) continue;
       moved = true;
       self.current = chosen;
-      __tsan_switch_to_fiber(fiber.known_to_sanitizer, __tsan_switch_to_fiber_no_sync);
-      swapcontext(&self.between_fibers, &fiber.context);
+      switch_contexts(self.between_fibers, fiber.context);
       if (fiber.done) --left;
     }
     if (moved) continue;
@@ -198,11 +235,11 @@ class Multiprocessor {
   void work(unsigned number) {
     block = &block_;
     block_.number = number;
-    block_.between_known_to_sanitizer = __tsan_get_current_fiber();
+    make_known(block_.between_fibers, false);
     block_.of_block.size = most_threads;
     for (Barrier& warp : block_.of_warp) warp.size = threads_of_warp;
-    std::vector<char> stacks(most_threads * stack_size);
-    for (unsigned i = 0; i < most_threads; ++i) start_fiber(block_.fibers[i], stacks.data() + i * stack_size);
+    const auto stacks = std::make_unique_for_overwrite<char[]>(most_threads * stack_size);
+    for (unsigned i = 0; i < most_threads; ++i) start_fiber(block_.fibers[i], stacks.get() + i * stack_size);
     std::unique_lock lock(mutex_);
     for (;;) {
       changed_.wait(lock, [&] { return block_.kernel != nullptr; });

@@ -47,6 +47,24 @@ def test_a_replayed_graph_trains_on(gpus: None) -> None:
     assert_same(optimizer, [on_gpu], reference)
 
 
+def test_a_learning_rate_of_another_kind_between_replays(gpus: None) -> None:
+    """A graph reads what was set last: a number, or an array, which stays as long as it is read."""
+    (w, g), optimizer = put([np.zeros(3), np.ones(3)]), SGD(simulation.array_on(0, np.array(1.0)))
+    optimizer.build([w])
+    capture(lambda: optimizer.apply([g]))
+    rates: list[Any] = [None, 0.5, simulation.array_on(0, np.array(0.25, np.float32)), 2.0]
+    for rate, expected in zip(rates, (-1.0, -1.5, -1.75, -3.75), strict=True):
+        if rate is not None:
+            optimizer.learning_rate = rate
+        simulation.replay()
+        assert w.copy().tolist() == [expected] * 3
+    with pytest.raises(ValueError, match="learning_rate is on cuda:1, but there are variables on another"):
+        optimizer.learning_rate = simulation.array_on(1, np.array(8.0))
+    assert optimizer.learning_rate == 2.0
+    simulation.replay()
+    assert w.copy().tolist() == [-5.75] * 3
+
+
 def test_a_step_beside_a_graph_has_norms_when_the_device_updates(gpus: None) -> None:
     rng = np.random.default_rng(0)
     options: Any = {"gradient_accumulation_steps": 2, "global_clipnorm": 0.01}

@@ -228,6 +228,7 @@ int Plan::visit_kept(visitproc visit, void* arg) const {  // as the macro wants 
   for (const Built& built : built_) Py_VISIT(built.object.ptr());
   for (const py::object& gradient : same_gradients_) Py_VISIT(gradient.ptr());
   for (const py::object& copy : kept_for_graphs_) Py_VISIT(copy.ptr());
+  Py_VISIT(rate_of_graphs_.ptr());
   if (custom_ != nullptr && custom_.use_count() == 1) {
     for (const CustomRule::Variable& variable : custom_->variables) {
       PyObject* const array = variable.array.ptr();
@@ -246,6 +247,7 @@ void Plan::forget_kept() {
   for (Built& built : built_) built.object = py::none();
   same_gradients_.clear();
   kept_for_graphs_.clear();
+  rate_of_graphs_ = py::none();
   if (custom_ != nullptr) custom_->variables.clear();
 }
 

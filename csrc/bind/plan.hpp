@@ -102,8 +102,8 @@ class Plan {
   bool is_capturing() const;
   // Raises where it is not finite, or not times the multiplier of some variable.
   void check_learning_rate(double learning_rate) const;
-  // The learning rate of steps that were captured in one.
-  void set_learning_rate(double rate);
+  // The learning rate of steps that were captured in one: a number, or an array on their device.
+  void set_learning_rate(const py::object& rate);
   // Whether a device counts, by itself, the calls that are made, so that asking for them waits.
   bool device_counts() const { return !counts_certain_ && !captured_; }
   // Tells the device the learning rates of calls ahead, from that on which comes next; it picks one by the calls that
@@ -161,7 +161,8 @@ class Plan {
   void take_all(Call& call, std::vector<Items>& others);
   void describe_settings(double learning_rate, std::size_t replicas, bool mean);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
-  void take_rate_on_device(const py::object& learning_rate, HeldView& view) const;
+  Rate take_rate_on_device(const py::object& learning_rate) const;
+  void give_rate_to_graphs(const Rate& rate, const py::object& array, bool capturing);
   bool run_timed(Step step, Call& call, bool check);
   void count_call();
   bool has_devices() const { return !parts_.empty(); }
@@ -178,7 +179,7 @@ class Plan {
   void tell_parts();  // what of the groups they have to know
   void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
-  void step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
+  void step_on_devices(const Step& step, Call& call, const Rate& rate, const py::object& rate_on_device,
                        bool looks_up_rate, bool mean);
   void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
   void refuse_lazy_rows(const DeviceStep& request) const;
@@ -244,7 +245,8 @@ class Plan {
   Counts counts_;
   bool counts_certain_ = true;               // else a device knows better
   bool captured_ = false;                    // whether a step went into a graph
-  std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew
+  std::vector<py::object> kept_for_graphs_;  // copies of gradients, which replays make anew, and former rates
+  py::object rate_of_graphs_ = py::none();   // where that is an array
   std::size_t rates_left_ = 0;               // of look_ahead, for steps to come
   std::int64_t rates_begin_ = 0;
   bool skipped_ = false;

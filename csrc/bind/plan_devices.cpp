@@ -110,7 +110,8 @@ void Plan::show_to_custom_rule(const DevicePart& part) const {
 }
 
 // An array in the place of a number, of which only the device will see the value.
-void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) const {
+Rate Plan::take_rate_on_device(const py::object& learning_rate) const {
+  HeldView view;
   const std::string what = optimizer_ + ": learning_rate";
   if (!read_array(learning_rate.ptr(), view)) refuse_array(learning_rate, what, "learning rate");
   if (custom_) {
@@ -124,6 +125,7 @@ void Plan::take_rate_on_device(const py::object& learning_rate, HeldView& view) 
     refuse_value(what + " is on " + name_of(view.device) +
                  ", but there are variables on another device; pass a number");
   }
+  return {0, view.data, view.dtype};
 }
 
 // The same as for NumPy's arrays (plan_step.cpp), one after another, with the GIL: other libraries' are asked.
@@ -193,7 +195,7 @@ DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, boo
   return request;
 }
 
-void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, const ArrayView* rate_on_device,
+void Plan::step_on_devices(const Step& step, Call& call, const Rate& rate, const py::object& rate_on_device,
                            bool looks_up_rate, bool mean) {
   if (call.replicas > most_gradients) {
     refuse_value(who_ + "there are " + std::to_string(call.replicas) + " replicas, but of variables on a GPU at most " +
@@ -213,11 +215,7 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
   }
   if (custom_ && options_.lazy && !call.rows.empty()) refuse_lazy_rows(request);
   if (calls_python() && !call.hold()) throw py::error_already_set();  // whatever the method does to their list
-  request.learning_rate = learning_rate;
-  if (rate_on_device != nullptr) {
-    request.learning_rate_on_device = rate_on_device->data;
-    request.learning_rate_dtype = rate_on_device->dtype;
-  }
+  request.rate = rate;
   request.looks_up_rate = looks_up_rate;
   request.rates_begin = rates_begin_;
   if (!request.alone && capturing) {
@@ -233,11 +231,8 @@ void Plan::step_on_devices(const Step& step, Call& call, double learning_rate, c
     captured_ = true;
     counts_certain_ = false;
     std::ranges::move(call.copies, std::back_inserter(kept_for_graphs_));
-    if (rate_on_device == nullptr) {
-      part.write_learning_rate(learning_rate, true);
-      request.learning_rate_on_device = &part.state()->learning_rate;
-      request.learning_rate_dtype = DType::float64;
-    }
+    give_rate_to_graphs(rate, rate_on_device, true);
+    request.in_graph = true;
   }
   // Where the device knows the counts better, it also knows whether this call updates.
   const bool may_want = options_.skips_not_finite || options_.clip != Clip::none;
@@ -405,8 +400,19 @@ void Plan::look_ahead(const std::vector<double>& rates) {
   rates_left_ = rates.size();
 }
 
-void Plan::set_learning_rate(double rate) {
-  if (captured_) parts_[0]->write_learning_rate(rate, is_capturing());
+// An array stays as long as a graph may read it.
+void Plan::give_rate_to_graphs(const Rate& rate, const py::object& array, bool capturing) {
+  parts_[0]->write_rate_of_graphs(rate, capturing);
+  // Where nothing was waited for, steps before this one may read the former yet.
+  if (capturing && !rate_of_graphs_.is_none()) kept_for_graphs_.push_back(rate_of_graphs_);
+  rate_of_graphs_ = array;
+}
+
+void Plan::set_learning_rate(const py::object& rate) {
+  if (!captured_) return;
+  const bool is_number = PyFloat_Check(rate.ptr()) != 0;
+  const Rate given = is_number ? Rate{rate.cast<double>(), nullptr, DType::float64} : take_rate_on_device(rate);
+  give_rate_to_graphs(given, is_number ? py::none() : rate, is_capturing());
 }
 
 }  // namespace fusedstep

@@ -383,18 +383,17 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
                  std::to_string(expected) + "; pass one gradient for each variable, None where there is none");
   }
   if (expected == 0) return counts_.calls;
-  HeldView rate_on_device;
   const bool has_number = PyFloat_Check(learning_rate.ptr()) != 0;
   const bool looks_up = !has_number && learning_rate.is_none() && rates_left_ > 0;
-  const double rate = has_number ? PyFloat_AS_DOUBLE(learning_rate.ptr()) : 0;
+  Rate rate = {has_number ? PyFloat_AS_DOUBLE(learning_rate.ptr()) : 0, nullptr, DType::float64};
   if (has_number) {
-    check_learning_rate(rate);
+    check_learning_rate(rate.number);
   } else if (!looks_up) {
     if (!call.hold()) throw py::error_already_set();  // it is read by code of its own
-    take_rate_on_device(learning_rate, rate_on_device);
+    rate = take_rate_on_device(learning_rate);
   }
 
-  Step step = describe_step(rate, call.replicas, mean);
+  Step step = describe_step(rate.number, call.replicas, mean);
   const bool may_be_ordinary = costs_known_ && expected == count() && call.replicas == 1;
   if (may_be_ordinary && plain_numpy_ && run_timed(step, call, true)) return counts_.calls;
   if (!(may_be_ordinary && !plain_numpy_ && take_ordinary_with_care(call))) take_all(call, others);
@@ -409,7 +408,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
     if (custom_ && std::ranges::any_of(call.touched, is_touched)) custom_->check_rows();
   }
   if (has_devices()) {
-    step_on_devices(step, call, rate, has_number || looks_up ? nullptr : &rate_on_device, looks_up, mean);
+    step_on_devices(step, call, rate, rate.array != nullptr ? learning_rate : py::none(), looks_up, mean);
   } else {
     run_timed(step, call, false);
   }

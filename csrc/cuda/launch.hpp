@@ -95,10 +95,17 @@ FUSEDSTEP_HOST_DEVICE inline UnpackedGradient unpacked(PackedGradient gradient) 
   return {address, sparse ? static_cast<const SparseGradient*>(address) : nullptr, dtype};
 }
 
+// A learning rate: a number, or what an array on the device has when it is read, where that is not null.
+struct Rate {
+  double number;
+  const void* array;
+  DType dtype;
+};
+
 // What a build has on the device beside its tables and slots.
 struct DeviceState {
   Counts counts;
-  double learning_rate;           // of steps in graphs
+  Rate rate;                      // of steps in graphs, whatever it was when they were captured
   double norm;                    // of the gradients of the last call
   double factor;                  // that it came to, where all are clipped together
   std::uint32_t skipped;          // whether the last call was left out
@@ -145,10 +152,9 @@ constexpr std::uint32_t most_gradients = 4000;
 struct DeviceCall {
   Options options;
   double hyperparameters[max_hyperparameters];
-  double learning_rate;
-  const void* learning_rate_on_device;  // read in its place, where it is not null
-  DType learning_rate_dtype;
-  bool looks_up_rate;        // among the table's, in its place,
+  Rate rate;
+  bool in_graph;             // the device's state has it
+  bool looks_up_rate;        // it is among the table's,
   std::int64_t rates_begin;  // of which the first is that after so many calls
   std::uint32_t replicas;    // lists of gradients, one after another
   bool mean;                 // over them

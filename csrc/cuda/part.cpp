@@ -340,11 +340,11 @@ void DevicePart::write_rates(const std::vector<double>& rates) {
   devices()->write(device_, table_.rates, rates.data(), rates.size() * sizeof(double));
 }
 
-void DevicePart::write_learning_rate(double rate, bool capturing) {
+void DevicePart::write_rate_of_graphs(const Rate& rate, bool capturing) {
   if (capturing) {
-    devices()->write_during_capture(device_, &state_->learning_rate, &rate, sizeof(rate));
+    devices()->write_during_capture(device_, &state_->rate, &rate, sizeof(rate));
   } else {
-    devices()->write(device_, &state_->learning_rate, &rate, sizeof(rate));
+    devices()->write(device_, &state_->rate, &rate, sizeof(rate));
   }
 }
 

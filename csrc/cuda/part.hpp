@@ -60,7 +60,7 @@ class DevicePart {
   bool read_sums(std::vector<double>& of_variables);
   DeviceState read_state();
   void write_counts(const Counts& counts);
-  void write_learning_rate(double rate, bool capturing);
+  void write_rate_of_graphs(const Rate& rate, bool capturing);
   void write_rates(const std::vector<double>& rates);
 
  private:

@@ -18,9 +18,11 @@ struct Made {
 
 FUSEDSTEP_HOST_DEVICE inline double learning_rate_of(const Launch& launch) {
   if (launch.looks_up_rate) return launch.table.rates[launch.table.state->counts.calls - launch.rates_begin];
-  if (launch.learning_rate_on_device == nullptr) return launch.learning_rate;
+  Rate given = launch.rate;
+  if (launch.in_graph) given = launch.table.state->rate;
+  if (given.array == nullptr) return given.number;
   double rate = 0;
-  load(launch.learning_rate_on_device, launch.learning_rate_dtype, 0, &rate, Elements<1>());
+  load(given.array, given.dtype, 0, &rate, Elements<1>());
   return rate;
 }
 

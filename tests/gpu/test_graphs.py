@@ -140,6 +140,19 @@ def test_a_learning_rate_on_the_gpu(dtype: Any, library: Any) -> None:
     training.check()
 
 
+def test_a_learning_rate_of_another_kind_between_replays(library: Any) -> None:
+    """A graph reads what was set last: a number, or an array, which stays as long as it is read."""
+    training = Training(library, Adam(library.array(np.array(0.01, np.float32))))
+    play = training.capture()
+    for rate in (0.5, np.array(0.25), 0.125, np.array(0.0625, np.float32)):
+        training.optimizer.learning_rate = rate if isinstance(rate, float) else library.array(rate)
+        training.reference.config["learning_rate"] = float(rate)
+        others = [library.array(np.full_like(rate, 7)) for _ in range(3)]  # in what was given back
+        training.take(play)
+        del others
+    training.check()
+
+
 def test_replays_among_steps(library: Any) -> None:
     """Whoever steps goes on from what the last one left."""
     training = Training(library, Nadam(0.01, gradient_accumulation_steps=2, global_clipnorm=1.0))

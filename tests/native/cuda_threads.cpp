@@ -191,7 +191,7 @@ std::vector<Bytes> run(const Case& the, Capture capture) {
   step.two_passes = rule.two_passes;
   std::ranges::copy(hyperparameters, step.hyperparameters);
   step.options = the.options;
-  step.learning_rate = 0.01;
+  step.rate.number = 0.01;
   step.variables = arrays.size();
   step.replicas = static_cast<std::uint32_t>(the.replicas);
   step.mean = the.replicas > 1;
@@ -208,9 +208,8 @@ std::vector<Bytes> run(const Case& the, Capture capture) {
     if (captured) {
       capture.begin();
       freed.reset();
-      part.write_learning_rate(0.5, true);
-      step.learning_rate_on_device = &part.state()->learning_rate;
-      step.learning_rate_dtype = DType::float64;
+      part.write_rate_of_graphs({0.5, nullptr, DType::float64}, true);
+      step.in_graph = true;
     }
     part.write_groups(captured, capture.stream);
     part.order_rows(step, captured, capture.stream);

@@ -128,8 +128,8 @@ class Declared:
     def _check_together(self) -> None:
         """Raise where hyperparameters contradict each other."""
 
-    def _learning_rate_set(self) -> None:
-        """Act upon a learning rate that was set."""
+    def _set_learning_rate(self, rate: float | AskedLearningRate) -> None:
+        """Act upon a learning rate that is about to be set; what raises here leaves the former."""
 
     def _changed(self) -> None:
         """Act upon a hyperparameter that was set; what raises here undoes the change."""

@@ -53,8 +53,9 @@ class LearningRate:
         instance: "Declared",
         value: "float | Schedule | Mapping[str, Any] | npt.NDArray[Any] | SupportsDlpack",
     ) -> None:
-        instance._values["learning_rate"] = self.check(value, type(instance).__name__)
-        instance._learning_rate_set()
+        rate = self.check(value, type(instance).__name__)
+        instance._set_learning_rate(rate)
+        instance._values["learning_rate"] = rate
 
     def check(self, value: Any, who: str) -> "float | AskedLearningRate":
         """Return a finite float, or what to ask at every step, or raise."""

@@ -17,6 +17,7 @@ from fusedstep.device_arrays import as_array_beside
 from fusedstep.optimizers import checkpoint
 from fusedstep.optimizers.adjustments import Adjustments, Change
 from fusedstep.optimizers.hyperparameters import Hyperparameter
+from fusedstep.optimizers.learning_rate import AskedLearningRate
 from fusedstep.optimizers.minimize import value_and_gradients
 from fusedstep.optimizers.options import WithOptions
 from fusedstep.optimizers.state import DynamicScale, PlanState, at_rest
@@ -49,9 +50,9 @@ class Optimizer(WithOptions):
     calls. A schedule of :mod:`fusedstep.schedules` is asked for 256 calls at once.)
 
     A step that is captured in a CUDA graph trains on as it is replayed: counts and t advance, and a learning
-    rate that is set in between counts from the next replay on, as do multipliers and weight decays of which
-    there were some. Other settings, and which variables are frozen or have no gradient, are those of the
-    capture; capture again to change them.
+    rate that is set in between, a number or an array on the GPU, counts from the next replay on, as do
+    multipliers and weight decays of which there were some. Other settings, and which variables are frozen
+    or have no gradient, are those of the capture; capture again to change them.
 
     A call that raises has changed nothing. TypeError is for the kind or dtype of an object,
     ValueError for a shape, layout, device, interval or aliasing, RuntimeError for what the machine or
@@ -724,12 +725,12 @@ class Optimizer(WithOptions):
             return self._carried[-1].calls if self._carried else 0
         return self._plan.calls
 
-    def _learning_rate_set(self) -> None:
-        rate = self._values["learning_rate"]
+    def _set_learning_rate(self, rate: float | AskedLearningRate) -> None:
         self._forget_rates()
-        if isinstance(rate, float):
+        given = rate if isinstance(rate, float) else rate.source
+        if isinstance(rate, float) or _native.is_on_device(given):
             for plan in self._plans:
-                plan.set_learning_rate(rate)
+                plan.set_learning_rate(given)
 
     def _set(self, name: str, value: Any) -> None:
         if name == "gradient_accumulation_steps":

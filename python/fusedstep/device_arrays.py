@@ -34,8 +34,21 @@ def times(array: Any, number: DeviceArray) -> Any:
     if taken is number:
         return array * float(number.copy())
     if hasattr(taken, "astype"):
-        return array * taken.astype(array.dtype)
+        with on_device_of(array):
+            return array * taken.astype(array.dtype)
     return array * taken.to(array.dtype, copy=True)  # PyTorch's
+
+
+def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """Have CuPy, which computes on the current device, work on an array's own; other libraries do so."""
+    is_of_cupy = type(array).__module__.partition(".")[0] == "cupy"
+    return array.device if is_of_cupy else contextlib.nullcontext()
+
+
+def contiguous_copy(array: Any) -> Any:
+    """Return a contiguous copy of CuPy's array, on its own device."""
+    with on_device_of(array):
+        return importlib.import_module("cupy").ascontiguousarray(array)
 
 
 def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> None:

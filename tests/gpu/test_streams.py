@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import Array, random_array
-from fusedstep import SGD, Adam, AdamW, ExponentialDecay, Lamb, Optimizer
+from fusedstep import SGD, Adam, AdamW, ExponentialDecay, Lamb, LossScaleOptimizer, Optimizer
 from gpu.libraries import GPU, assert_same, fresh, host, loaded, on_gpu
 from reference import Reference, same_bits
 
@@ -262,6 +262,25 @@ def test_another_gpu_is_the_current_one(cupy: Any) -> None:
                 assert cupy.cuda.runtime.getDevice() == 0
             reference.apply(grads)
         assert_same(optimizer, variables, reference)
+
+
+def test_what_is_made_of_arrays_is_on_their_gpu(cupy: Any) -> None:
+    """Copies of strided gradients, of rows and their indices, and a scaled loss; another GPU is current."""
+    library = loaded("cupy")
+    if library.devices < 2:
+        pytest.skip("needs two GPUs")
+    optimizer, start = LossScaleOptimizer(SGD(1.0), 8.0), [np.zeros((3, 4), np.float32)]
+    with cupy.cuda.Device(1):
+        variables = on_gpu(library, start)
+        strided = library.array(np.full((4, 3), 8.0, np.float32)).T
+        indices = library.array(np.array([[0, 9], [2, 9], [0, 9]]))[:, 0]
+        loss = library.array(np.array(3.0, np.float32))
+    optimizer.build(variables)
+    with cupy.cuda.Device(0):
+        assert float(host(optimizer.scale_loss(loss))) == 24.0
+        optimizer.apply([strided], variables)
+        optimizer.apply([(indices, strided)], variables)
+    assert host(variables[0])[:, 0].tolist() == [-3.0, -1.0, -2.0]
 
 
 def test_variables_on_two_gpus_and_the_cpu(cupy: Any) -> None:

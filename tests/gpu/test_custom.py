@@ -7,8 +7,8 @@ import pytest
 
 from conftest import DTYPES, OPTIONS, STAGES, random_array, with_arguments
 from fusedstep import SGD, Adam, Optimizer
-from gpu.libraries import GPU, assert_same, id_of, on_gpu
-from reference import Reference
+from gpu.libraries import GPU, assert_same, host, id_of, loaded, on_gpu
+from reference import Reference, same_bits
 from spelled import spelled_out
 
 pytestmark = GPU
@@ -34,6 +34,40 @@ def test_every_option(builtin: Optimizer, options: dict[str, Any], library: Any,
         reference.apply(grads)
     assert custom.iterations == reference.updates
     assert_same(custom, variables, reference)
+
+
+class WithStream:
+    """CuPy's array as one of a library that has another current stream, by the interface that Numba uses."""
+
+    def __init__(self, array: Any, stream: Any) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | {"stream": stream.ptr}
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_on_another_librarys_device_and_stream(device: int, cupy: Any) -> None:
+    """Both become CuPy's while the method runs, and no longer."""
+    library = loaded("cupy")
+    if library.devices <= device:
+        pytest.skip("needs two GPUs")
+    rng = np.random.default_rng(10)
+    start, grads = ([random_array(rng, 100_000, np.float32) for _ in range(2)] for _ in range(2))
+    builtin = Adam(0.01)
+    custom, reference = spelled_out(builtin), Reference(builtin, start)
+    with cupy.cuda.Device(device):
+        arrays, stream = on_gpu(library, start), cupy.cuda.Stream(non_blocking=True)
+        variables = [WithStream(one, stream) for one in arrays]
+        given = [WithStream(one, stream) for one in on_gpu(library, grads)]
+        cupy.cuda.runtime.deviceSynchronize()
+    own = cupy.cuda.Stream(non_blocking=True).use()
+    for _ in range(3):
+        custom.apply(given, variables)
+        assert cupy.cuda.runtime.getDevice() == 0
+        assert cupy.cuda.get_current_stream() == own
+        reference.apply(grads)
+    cupy.cuda.Stream.null.use()
+    stream.synchronize()
+    assert all(same_bits(host(a), b) for a, b in zip(arrays, reference.variables, strict=True))
 
 
 def test_on_a_side_stream(library: Any, cupy: Any) -> None:

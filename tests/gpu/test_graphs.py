@@ -147,9 +147,11 @@ def test_a_learning_rate_of_another_kind_between_replays(library: Any) -> None:
     for rate in (0.5, np.array(0.25), 0.125, np.array(0.0625, np.float32)):
         training.optimizer.learning_rate = rate if isinstance(rate, float) else library.array(rate)
         training.reference.config["learning_rate"] = float(rate)
-        others = [library.array(np.full_like(rate, 7)) for _ in range(3)]  # in what was given back
         training.take(play)
-        del others
+    training.optimizer.learning_rate = lambda: 0.5  # which a graph cannot ask
+    others = [library.array(np.full_like(rate, 7)) for _ in range(3)]  # in what was given back
+    training.take(play)
+    del others
     training.check()
 
 
@@ -209,6 +211,42 @@ def test_state_of_a_run_in_graphs(library: Any) -> None:
     for _ in range(2):
         training.take(play)
     training.check()
+
+
+def test_settings_of_a_capture_are_not_those_of_steps_before(cupy: Any) -> None:
+    """Steps that are queued have theirs, though a capture has others written beside the stream's order."""
+    library, stream = loaded("cupy"), cupy.cuda.Stream(non_blocking=True)
+    w, g = library.array(np.full(3, 8.0, np.float32)), library.array(np.zeros(3, np.float32))
+    optimizer = SGD(1.0, weight_decay=0.5)
+    optimizer.build([w])
+    cupy.cuda.runtime.deviceSynchronize()
+    with stream:
+        optimizer.apply([g])
+        optimizer.weight_decay = 0.25
+        stream.begin_capture()
+        optimizer.apply([g])
+        graph = stream.end_capture()
+        graph.launch(stream)
+        stream.synchronize()
+    assert (host(w) == 8 * 0.5 * 0.75).all()
+
+
+def test_a_graph_keeps_its_copy_of_a_strided_gradient(cupy: Any) -> None:
+    """Replays write it anew, so its memory is no other array's."""
+    library, stream = loaded("cupy"), cupy.cuda.Stream(non_blocking=True)
+    w, g = library.array(np.zeros((300, 5), np.float32)), library.array(np.ones((5, 300), np.float32)).T
+    optimizer = SGD(1.0)
+    optimizer.build([w])
+    cupy.cuda.runtime.deviceSynchronize()
+    with stream:
+        stream.begin_capture()
+        optimizer.apply([g])
+        graph = stream.end_capture()
+        others = [cupy.full((300, 5), 7, np.float32) for _ in range(4)]
+        graph.launch(stream)
+        stream.synchronize()
+    assert (host(w) == -1).all()
+    assert all((host(one) == 7).all() for one in others)
 
 
 def test_a_graph_has_no_schedule(cupy: Any) -> None:

@@ -1,5 +1,6 @@
 """When a step runs: one launch, on the library's stream, and the host waits for nothing."""
 
+import copy
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -197,6 +198,34 @@ def test_a_step_runs_on_pytorchs_current_stream(torch: Any) -> None:
     side.synchronize()
     reference.apply(grads)
     assert_same(optimizer, variables, reference)
+
+
+def test_who_asks_or_sets_comes_behind_the_steps(cupy: Any) -> None:
+    """Counts, slots and settings are read and written after the steps before, whatever their stream."""
+    library, start = loaded("cupy"), arrays(1)
+    optimizer = Adam(0.01, weight_decay=0.5, skip_nonfinite=True)
+    variables, reference = on_gpu(library, start), Reference(optimizer, start)
+    optimizer.build(variables)
+
+    def step(seed: int) -> None:
+        optimizer.apply(on_gpu(library, arrays(seed)), variables)
+        reference.apply(arrays(seed))
+
+    cupy.cuda.runtime.deviceSynchronize()
+    side = cupy.cuda.Stream(non_blocking=True)
+    with side:
+        step(2)
+        assert optimizer.iterations == 1
+        for decay in (0.1, 0.2, 0.3):
+            optimizer.weight_decay = reference.config["weight_decay"] = decay
+            step(3)
+        state, slots = optimizer.state_dict(), copy.deepcopy(reference.slots)
+        step(4)
+        optimizer.load_state_dict(state)
+        reference.calls, reference.updates, reference.slots = 4, 4, slots
+        step(5)
+    assert_same(optimizer, variables, reference)
+    assert optimizer.iterations == 5
 
 
 @pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])

@@ -76,6 +76,22 @@ def test_bytes_behind_an_array_are_looked_at() -> None:
     runtime.deviceSynchronize()
 
 
+def test_bytes_of_no_array_are_looked_at() -> None:
+    """When they are given again: whoever wrote there had an array that is gone."""
+    code = """
+memory = runtime.malloc(5000)
+gone = cupy.ndarray(5000, "u1", cupy.cuda.MemoryPointer(cupy.cuda.Memory(memory, 0, int), 0))
+runtime.free(memory)
+gone[7] = 0
+runtime.deviceSynchronize()
+cupy.zeros(3)
+runtime.deviceSynchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True)
+    assert "line 8" in done.stderr
+    assert "illegal memory access" in done.stderr
+
+
 def test_memory_comes_again_on_its_stream() -> None:
     pointer = cupy.zeros(1000).data.ptr
     with cupy.cuda.Stream(non_blocking=True):

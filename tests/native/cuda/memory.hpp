@@ -33,8 +33,9 @@ class Memory {
     gaps_.erase(gap);
     if (room > size) gaps_[place + size] = room - size;
     std::byte* const memory = begin_ + place;
-    used_ = std::max(used_, place + size);
     const Opened here(*this, memory, size);
+    if (used_ > place && !is_unset(memory, std::min(size, used_ - place))) sound_ = false;
+    used_ = std::max(used_, place + size);
     std::memset(memory, unset, size);
     left -= bytes;
     sizes_[address(memory)] = bytes;
@@ -61,15 +62,12 @@ class Memory {
     return address(begin) + bytes <= first + size;
   }
 
-  // Whether nothing was written behind any piece of it, which is open.
+  // Whether nothing was written behind any piece of it, which is open; nor, before it was given again, where none was.
   bool is_sound() const {
-    for (const auto& [first, size] : sizes_) {
-      const auto* const end = reinterpret_cast<const unsigned char*>(first) + size;
-      for (std::size_t i = 0; i < with_margin(size) - size; ++i) {
-        if (end[i] != unset) return false;
-      }
-    }
-    return true;
+    return sound_ && std::ranges::all_of(sizes_, [](const auto& piece) {
+             const auto [first, size] = piece;
+             return is_unset(reinterpret_cast<const std::byte*>(first) + size, with_margin(size) - size);
+           });
   }
 
   // As long as there is one, all of it can be touched, or some bytes.
@@ -102,6 +100,10 @@ class Memory {
   static std::size_t with_margin(std::size_t bytes) { return (bytes / alignment + 2) * alignment; }
 
   static std::uintptr_t address(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
+
+  static bool is_unset(const std::byte* begin, std::size_t bytes) {
+    return std::all_of(begin, begin + bytes, [](std::byte one) { return one == std::byte{unset}; });
+  }
 
   static void check(bool done, const char* what) {
     if (done) return;
@@ -141,7 +143,7 @@ class Memory {
 
   std::byte* begin_ = nullptr;
   std::size_t used_ = 0;
-  bool opened_ = false;
+  bool opened_ = false, sound_ = true;
   std::map<std::uintptr_t, std::size_t> sizes_;  // by address
   std::map<std::size_t, std::size_t> gaps_;      // by place behind begin_
 };

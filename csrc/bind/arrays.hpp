@@ -78,8 +78,9 @@ inline bool read_dtype(const PyObject* object, DType& dtype) {
   return read->byteorder != '>';  // the machines that this is made for are little-endian
 }
 
-// Reads what is of numpy.ndarray or a subclass; false where its dtype was not seen before.
-inline bool read_numpy_array(PyObject* object, ArrayView& view) {
+// Reads what is of numpy.ndarray or a subclass; false where its dtype was not seen before. (Always inlined: as a call
+// it would cost a step of many small arrays 4 %.)
+[[gnu::always_inline]] inline bool read_numpy_array(PyObject* object, ArrayView& view) {
   const auto* array = py::detail::array_proxy(object);
   view = {array->data, array->nd, array->dimensions, array->strides, array->flags, DType::float32, on_cpu};
   return read_dtype(array->descr, view.dtype);

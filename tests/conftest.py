@@ -138,6 +138,26 @@ def random_array(rng: np.random.Generator, shape: Any, dtype: Any, special: bool
         return np.asarray(values).astype(dtype)
 
 
+def classes_of_one_s_own(cls: Any) -> list[type]:
+    """With an __init__ of their own: in the class, in one before, and in one beside ours."""
+
+    class Halved(cls):  # type: ignore[misc]
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)
+
+    class Further(Halved):
+        pass
+
+    class Mixin:
+        def __init__(self, rate: float = 1.0) -> None:
+            super().__init__(rate / 2)  # type: ignore[call-arg]
+
+    class Mixed(Mixin, cls):  # type: ignore[misc]
+        pass
+
+    return [Halved, Further, Mixed]
+
+
 def check_that_other_bases_hear_of_subclasses(cls: type) -> None:
     """Of a class that has them beside `cls`, through __init_subclass__, with its keywords."""
     known = {}

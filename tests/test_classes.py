@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 import fusedstep
+from conftest import classes_of_one_s_own
 from fusedstep import SGD, Adagrad, Adam, AdamW, Ftrl, Nadam, Optimizer, RMSprop
 
 Array = npt.NDArray[Any]
@@ -770,23 +771,9 @@ def test_ftrl_weights_that_l1_outweighs_are_exactly_zero() -> None:
 def test_signatures_of_classes_of_one_s_own() -> None:
     """Also those of further classes, and of an __init__ that comes from a class before ours."""
 
-    class Halved(AdamW):
-        def __init__(self, rate: float = 1.0) -> None:
-            super().__init__(rate / 2)
-
-    class Further(Halved):
-        pass
-
-    class Mixin:
-        def __init__(self, rate: float = 1.0) -> None:
-            super().__init__(rate / 2)  # type: ignore[call-arg]
-
-    class Mixed(Mixin, AdamW):
-        pass
-
     class Same(AdamW):
         pass
 
-    for cls in (Halved, Further, Mixed):
+    for cls in classes_of_one_s_own(AdamW):
         assert list(inspect.signature(cls).parameters) == ["rate"]
     assert inspect.signature(Same) == inspect.signature(AdamW)

@@ -730,6 +730,7 @@ def test_max_norm_needs_one_rule() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo's own
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # Dynamo's, on 3.13.0
 def test_a_step_in_a_function_that_is_compiled() -> None:
     """What is around the step is compiled; Dynamo, which warns of all it cannot trace, leaves it alone."""
 

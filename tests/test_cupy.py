@@ -113,7 +113,7 @@ def test_strides(cupy: CuPy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gradient that is not contiguous CuPy makes a copy; a variable that is not is refused."""
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     copy = "fusedstep.device_arrays.contiguous_copy"
-    monkeypatch.setattr(copy, lambda x: cupy.array(host(x.T).T.copy()))
+    monkeypatch.setattr(copy, lambda library, x: cupy.array(host(x.T).T.copy()))
     w = cupy.array(np.zeros((3, 2), np.float32))
     optimizer = SGD(1.0)
     optimizer.apply([cupy.array(values).T], [w])

@@ -544,13 +544,12 @@ py::object contiguous_copy(py::handle array, const ArrayView& view, const std::s
     return py::module_::import("numpy").attr("array")(array, py::arg("order") = "C");
   }
   if (has_contiguous(array)) return array.attr("contiguous")();
-  if (is_of_cupy(array.ptr())) return py::module_::import("fusedstep.device_arrays").attr("contiguous_copy")(array);
   const py::object library = library_with_copies(array);
   if (!library) {
     refuse_value(what + " (" + name_of_type(array) + ") is not contiguous (shape " + text_of(view.ndim, view.shape) +
                  ", strides " + text_of_strides(view) + "); pass a contiguous copy");
   }
-  return library.attr("ascontiguousarray")(array);
+  return py::module_::import("fusedstep.device_arrays").attr("contiguous_copy")(library, array);
 }
 
 void read_contiguous_copy(PyObject* object, HeldView& view, const std::string& what) {

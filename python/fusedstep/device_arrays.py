@@ -45,10 +45,10 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     return array.device if is_of_cupy else contextlib.nullcontext()
 
 
-def contiguous_copy(array: Any) -> Any:
-    """Return a contiguous copy of CuPy's array, on its own device."""
+def contiguous_copy(library: Any, array: Any) -> Any:
+    """Return a contiguous copy by the array's library, on its own device."""
     with on_device_of(array):
-        return importlib.import_module("cupy").ascontiguousarray(array)
+        return library.ascontiguousarray(array)
 
 
 def write(array: npt.NDArray[Any] | DeviceArray, values: npt.NDArray[Any]) -> None:

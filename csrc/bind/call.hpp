@@ -44,6 +44,9 @@ struct Plan::Call {
   // Keeps the gradients alive, whatever happens to their list. False, with a Python error set, where there is no
   // memory for it.
   bool hold() { return grads.hold() && variables.hold(); }
+  void hold_or_raise() {
+    if (!hold()) throw py::error_already_set();
+  }
 
   // What keeps all that gradients are read from alive, where there are no replicas.
   py::list held() const {

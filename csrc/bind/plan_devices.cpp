@@ -136,7 +136,7 @@ bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index, Call& 
   const auto read = [&](PyObject* object, ArrayView& view) {
     exchanged = read_exchanged_array(object, view);
     if (exchanged) return true;
-    if (!call.hold()) throw py::error_already_set();  // whatever code of their own does to the lists
+    call.hold_or_raise();  // whatever code of their own does to the lists
     if (!read_array(object, held)) return false;
     view = held;
     return true;
@@ -214,7 +214,7 @@ void Plan::step_on_devices(const Step& step, Call& call, const Rate& rate, const
                "same in every replay; take such steps outside of the capture");
   }
   if (custom_ && options_.lazy && !call.rows.empty()) refuse_lazy_rows(request);
-  if (calls_python() && !call.hold()) throw py::error_already_set();  // whatever the method does to their list
+  if (calls_python()) call.hold_or_raise();  // whatever the method does to their list
   request.rate = rate;
   request.looks_up_rate = looks_up_rate;
   request.rates_begin = rates_begin_;

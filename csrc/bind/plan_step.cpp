@@ -219,7 +219,7 @@ Gradient Plan::take_gradient(PyObject* gradient, std::size_t index, std::size_t 
 
 // Reads and checks everything; raises before anything is written.
 void Plan::take_all(Call& call, std::vector<Items>& others) {
-  if (!call.hold()) throw py::error_already_set();  // some objects are read by code of their own
+  call.hold_or_raise();  // some objects are read by code of their own
   const std::size_t given = call.grads.size();
   for (std::size_t position = 0; position < given; ++position) {
     const bool in_place =
@@ -313,7 +313,7 @@ bool Plan::run_timed(Step step, Call& call, bool check) {
     step.custom = &context.custom.emplace(*custom_);
     before.all_good = [](void* from) {
       Context& context = *static_cast<Context*>(from);
-      if (!context.call.hold()) throw py::error_already_set();
+      context.call.hold_or_raise();
       context.custom->gradients = context.call.held();
     };
   }
@@ -389,7 +389,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   if (has_number) {
     check_learning_rate(rate.number);
   } else if (!looks_up) {
-    if (!call.hold()) throw py::error_already_set();  // it is read by code of its own
+    call.hold_or_raise();  // it is read by code of its own
     rate = take_rate_on_device(learning_rate);
   }
 

@@ -176,10 +176,9 @@ class Optimizer(WithOptions):
         """
         who = f"{type(self).__name__}.forget"
         _, arrays = self._names_and_arrays(variables, f"{who}: variables")
-        for plan in self._plans:
-            if arrays and all(plan.owns(array) for array in arrays):
-                break
-        else:
+        owners = (plan for plan in self._plans if arrays and all(map(plan.owns, arrays)))
+        plan = next(owners, None)
+        if plan is None:
             raise ValueError(f"{who}: these {len(arrays)} variables are not those of one build")
         _native.at_rest([plan], lambda: self._drop(plan))
         self._adjustments = self._adjustments.without([plan])

@@ -256,9 +256,12 @@ class Part:
         p = self.params[index]
         if grad.shape != p.shape:
             raise ValueError(
-                f"{self.who}.step: the gradient of {title_of(p, self.names[index])} has shape"
-                f" {tuple(grad.shape)}, its parameter has {tuple(p.shape)}"
+                f"{self._title_of_gradient(index)} has shape {tuple(grad.shape)}, its parameter has"
+                f" {tuple(p.shape)}"
             )
+
+    def _title_of_gradient(self, index: int) -> str:
+        return f"{self.who}.step: the gradient of {title_of(self.params[index], self.names[index])}"
 
     def average(self) -> None:
         """Move the averages in a step that found gradients in other parts alone; else the call does it."""
@@ -353,7 +356,7 @@ class Part:
         for i, grad in enumerate(grads):
             if grad is None or (grad.layout is torch.strided and (grad.data_ptr() != 0 or grad.numel() == 0)):
                 continue
-            what = f"{self.who}.step: the gradient of {title_of(self.params[i], self.names[i])}"
+            what = self._title_of_gradient(i)
             if grad.layout is not torch.strided:
                 raise TypeError(
                     f"{what} has the layout {grad.layout}, but must be dense; pass sparse=False to its layer"

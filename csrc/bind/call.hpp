@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bind/items.hpp"
-#include "bind/plan.hpp"
+#include "core/step.hpp"
 
 namespace fusedstep {
 
@@ -16,7 +16,7 @@ struct GivenRows {
   std::vector<std::byte> values;
 };
 
-struct Plan::Call {
+struct Call {
   // No variables are named where those that were built are meant.
   Call(const py::object& grads, const py::object& variables, std::size_t replicas)
       : grads(grads),

@@ -222,12 +222,17 @@ PYBIND11_MODULE(_native, module) {
       .def("owns", &Plan::owns, py::arg("variable"))
       .def("index_of", &Plan::index_of, py::arg("variable"))
       .def("__len__", &Plan::count)
-      .def("variable", &Plan::variable, py::arg("index"))
       .def(
-          "shape", [](const Plan& plan, std::size_t index) { return py::tuple(py::cast(plan.shape(index))); },
+          "variable", [](const Plan& plan, std::size_t index) { return plan.variables().at(index).object; },
           py::arg("index"))
       .def(
-          "dtype", [](const Plan& plan, std::size_t index) { return name_of(plan.dtype(index)); }, py::arg("index"))
+          "shape",
+          [](const Plan& plan, std::size_t index) { return py::tuple(py::cast(plan.variables().shape(index))); },
+          py::arg("index"))
+      .def(
+          "dtype",
+          [](const Plan& plan, std::size_t index) { return name_of(plan.variables().arrays().at(index).dtype); },
+          py::arg("index"))
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
       .def("is_capturing", &Plan::is_capturing)
       .def("set_learning_rate", &Plan::set_learning_rate, py::arg("rate"))
@@ -237,7 +242,7 @@ PYBIND11_MODULE(_native, module) {
       .def("forget_rates", &Plan::forget_rates)
       .def_property_readonly("rates_left", &Plan::rates_left)
       .def_property_readonly("pace", &Plan::pace)
-      .def_property_readonly("names", &Plan::names)
+      .def_property_readonly("names", [](const Plan& plan) { return plan.variables().names(); })
       .def_property_readonly("slot_names", &Plan::slot_names)
       .def_property("calls", &get_count<&Counts::calls>, &set_count<&Counts::calls>)
       .def_property("updates", &get_count<&Counts::updates>, &set_count<&Counts::updates>)

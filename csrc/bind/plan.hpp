@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "bind/arena.hpp"
-#include "bind/arrays.hpp"
 #include "bind/custom.hpp"
 #include "bind/device_array.hpp"
-#include "bind/items.hpp"
-#include "bind/written.hpp"
+#include "bind/gradients.hpp"
+#include "bind/slots.hpp"
+#include "bind/variables.hpp"
 #include "core/options.hpp"
 #include "core/step.hpp"
 #include "cpu/pace.hpp"
@@ -37,9 +37,8 @@ class Plan {
   // alone, is for updates; then `rule` is for calls that make none, and has no slots. Plans that step in turns share a
   // `pace`; null is for one of its own.
   Plan(std::string optimizer, const std::string& rule, bool accumulates, bool averages, const py::list& variables,
-       std::vector<std::string> names, const std::unordered_map<std::string, double>& initial,
-       const std::vector<std::shared_ptr<Plan>>& others, std::shared_ptr<CustomRule> custom,
-       std::shared_ptr<Pace> pace);
+       std::vector<std::string> names, const InitialValues& initial, const std::vector<std::shared_ptr<Plan>>& others,
+       std::shared_ptr<CustomRule> custom, std::shared_ptr<Pace> pace);
 
   // What steps compute from now on. Some variables have settings of their `own`. Raises where that needs other slots
   // than were built.
@@ -78,18 +77,15 @@ class Plan {
 
   // The variables take the values of their averages, where some are kept. Whoever calls it is Exclusive, and has asked
   // before, of all plans, whether every variable is as it was when it was built.
-  void check_unchanged(const std::string& who) const;
+  void check_unchanged(const std::string& who) const { variables_.check_unchanged(who); }
   void finish_averages();
 
-  bool owns(py::handle variable) const;
+  bool owns(py::handle variable) const { return variables_.find(variable.ptr()) != count(); }
   std::size_t index_of(py::handle variable) const;
-  std::size_t count() const { return arrays_.size(); }
-  py::object variable(std::size_t index) const { return built_.at(index).object; }
-  const std::vector<std::string>& names() const { return names_; }
-  std::vector<std::string> slot_names() const;
+  std::size_t count() const { return variables_.count(); }
+  const Variables& variables() const { return variables_; }
+  const std::vector<std::string>& slot_names() const { return kinds_.names(); }
   py::object slot(std::size_t index, const std::string& name) const;  // a NumPy array or a DeviceArray
-  std::vector<py::ssize_t> shape(std::size_t index) const;
-  DType dtype(std::size_t index) const { return arrays_.at(index).dtype; }
 
   // Where a device decides they are read from there.
   const Counts& counts();
@@ -114,58 +110,21 @@ class Plan {
   std::shared_ptr<Pace> pace() const { return pace_; }
 
  private:
-  // A variable as it was when built; each step compares.
-  struct Built {
-    py::object object;
-    int ndim;
-    std::size_t first_dimension;  // in shapes_
-    Device device;
-    bool stays_as_it_is;  // the object's view of its memory
-    bool frozen;
-  };
-
-  struct Call;
-
   static int rule_number(std::string_view name);
   const Rule& rule() const { return custom_ ? custom_->rule() : current_target().rules[rule_]; }
-  const py::ssize_t* shape_of(const Built& built) const { return shapes_.data() + built.first_dimension; }
-  std::string text_of_shape(const Built& built) const { return text_of(built.ndim, shape_of(built)); }
-  std::string label(const char* list, std::size_t position, std::size_t index) const;
-  std::size_t find(PyObject* variable) const;  // count() where it was never built
-  static void check_updatable(py::handle object, const ArrayView& view, const std::string& what);
-  std::size_t lay_out_slots(Device device);
-  static void fill_slot(const Array& array, void* slot, double value);
-  static void widen_variable(const Array& array, const void* variable, void* slot);
-  void check_initial(const std::unordered_map<std::string, double>& initial) const;
-  void make_arena(const std::unordered_map<std::string, double>& initial);
+  void make_arena();
+  void make_parts();
   DeviceArray slot_on_device(std::size_t index, std::size_t kind) const;
   void show_to_custom_rule();
   void show_to_custom_rule(const DevicePart& part) const;
   void collect_written();
   void check_written(const std::vector<std::shared_ptr<Plan>>& others) const;
-  bool is_unchanged(std::size_t index, const ArrayView& view) const;
-  // Whether a gradient's memory can be read, and cleared where that is wanted, as it is.
-  bool is_used_in_place(const ArrayView& view) const {
-    return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
-  }
-  bool is_ordinary(PyObject* gradient, std::size_t index, ArrayView& view);
-  bool is_ordinary_of_frozen(PyObject* gradient, std::size_t index);
-  bool take_ordinary(PyObject* gradient, std::size_t index);
-  bool take_ordinary(const Call& call, std::size_t begin, std::size_t end);
-  bool take_ordinary_with_care(PyObject* gradient, std::size_t index, Call& call);
-  bool take_ordinary_with_care(Call& call);
-  // Raises where a variable is not as it was when it was built.
-  void check_unchanged(std::size_t index, std::size_t position, const std::string& who) const;
-  [[noreturn]] void refuse_unknown(py::handle variable, std::size_t position) const;
-  std::size_t look_up(PyObject* variable, std::size_t position, Call& call) const;
-  void take_all(Call& call, std::vector<Items>& others);
   void describe_settings(double learning_rate, std::size_t replicas, bool mean);
   Step describe_step(double learning_rate, std::size_t replicas, bool mean);
   Rate take_rate_on_device(const py::object& learning_rate) const;
   void give_rate_to_graphs(const Rate& rate, const py::object& array, bool capturing);
   bool run_timed(Step step, Call& call, bool check);
   void count_call();
-  bool has_devices() const { return !parts_.empty(); }
   // Whether one device has all variables and decides by itself what becomes of a call. (Whether a rule in Python is
   // called has to be known here.)
   bool is_alone() const {
@@ -177,7 +136,6 @@ class Plan {
   void take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of);
   void look_at_groups();
   void tell_parts();  // what of the groups they have to know
-  void make_parts(const std::unordered_map<std::string, double>& initial);
   DeviceStep describe_on_devices(const Step& step, std::size_t replicas, bool mean) const;
   void step_on_devices(const Step& step, Call& call, const Rate& rate, const py::object& rate_on_device,
                        bool looks_up_rate, bool mean);
@@ -189,56 +147,25 @@ class Plan {
   void* stream_of(const DevicePart& part) const;
   void refuse_while_capturing(const char* what) const;
   py::object number_on_device(double* number) const;
-  Gradient take_gradient(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
-  Gradient take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call);
-  Gradient take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index, const std::string& what,
-                               Call& call);
-  std::int64_t read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
-                         HeldView& view) const;
-  void take_replicas(Call& call, std::vector<Items>& others);
-  const Rows* rows_of_lists(const Step& step, std::size_t index, Call& call);
-  void update_touched_rows(Step& step, Call& call);
-  bool visits_all() const { return options_.averages || options_.accumulation_steps > 1; }
-  std::vector<std::string> all_slot_names(const Rule& rule) const;
   std::byte* slot_kind(std::size_t kind) const { return arena_->data() + slot_stride_ * kind; }
-  void set_gradient(std::size_t index, Gradient gradient);
-  // The memory of a gradient that is given: of an empty one some libraries say null, which means here that there is
-  // none.
-  static const void* given_memory(const ArrayView& view) {
-    return view.data != nullptr ? static_cast<const void*>(view.data) : &nothing;
-  }
-  static constexpr std::byte nothing{};
-  // Whether a step can read a gradient from this memory: apart from all that it writes, or its very own variable's,
-  // which is read before it is written, element by element. (Rows are not, where they are in any order, and cleared
-  // gradients are written after it.)
-  bool may_read(const char* data, std::int64_t bytes, std::size_t index, bool may_be_variable);
-  // Says so, right after that was false.
-  [[noreturn]] void refuse_overlap(std::size_t index, const std::string& what, bool may_be_variable) const;
 
   std::string optimizer_;
   std::string who_;  // how its refusals begin
   int rule_;
   std::shared_ptr<CustomRule> custom_;  // null where the rule is a compiled one
   double hyperparameters_[max_hyperparameters] = {};
-  bool accumulates_, averages_;  // whether there are slots for it
   Options options_;
-  std::vector<Group> groups_{1};              // what arrays_[i].settings counts
+  std::vector<Group> groups_{1};              // what the settings of arrays count
   std::vector<double> largest_of_groups_{0};  // number in what their variables are computed in, but frozen ones
   bool divides_by_learning_rate_ = false;     // the rule
 
-  std::vector<Built> built_;
-  std::vector<py::ssize_t> shapes_;
-  std::vector<std::string> names_;
-  std::vector<Array> arrays_;
-  std::unordered_map<const PyObject*, std::size_t> index_by_object_;
-  std::unordered_map<const void*, std::size_t> index_by_memory_;
+  Variables variables_;
+  Gradients gradients_;
+  SlotKinds kinds_;
   std::shared_ptr<Arena> arena_;  // of the slots on the CPU
   std::size_t slot_stride_ = 0;   // bytes from one kind of them to the next
   std::vector<std::unique_ptr<DevicePart>> parts_;
   std::vector<std::size_t> part_strides_;
-  std::vector<Array> arrays_here_;  // where there are parts: all, but empty those that are on devices
-  bool plain_numpy_ = true;         // all variables are NumPy's own
-  WrittenMemory written_;           // all that steps write
 
   // Scratch of a step, kept from one to the next.
   std::vector<Settings> settings_;  // of each group
@@ -253,12 +180,7 @@ class Plan {
   std::optional<double> norm_;
   bool norm_on_device_ = false;
   Norms norms_ = {};
-  std::vector<Gradient> gradients_;
-  std::vector<py::object> same_gradients_;         // weak references to those whose view stays as it is
-  std::vector<const PyObject*> gradients_before_;  // addresses alone, of the last step's
   std::vector<double> sums_elsewhere_;
-  std::vector<std::uint64_t> cost_before_;
-  bool costs_known_ = false;  // whether cost_before_ is that of gradients_
   std::atomic<bool> stepping_{false};
   std::shared_ptr<Pace> pace_;  // used with the GIL: other plans may have it, too
 };

@@ -4,89 +4,63 @@
 #include <map>
 #include <utility>
 
-#include "bind/call.hpp"
+#include "bind/plan.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
-#include "cpu/float_environment.hpp"
 
 namespace fusedstep {
-namespace {
 
-bool refers_to(PyObject* weak_reference, PyObject* object) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject* current = nullptr;
-  if (PyWeakref_GetRef(weak_reference, &current) < 0) throw py::error_already_set();
-  Py_XDECREF(current);
-  return current == object;
-#else
-  return PyWeakref_GetObject(weak_reference) == object;
-#endif
-}
-
-}  // namespace
-
-void Plan::make_parts(const std::unordered_map<std::string, double>& initial) {
+void Plan::make_parts() {
   std::map<Device, std::vector<Array>> by_device;
-  for (const Built& built : built_) {
-    if (built.device != on_cpu) by_device[built.device];
+  for (const Array& array : variables_.arrays()) {
+    const Device device = variables_[array.number].device;
+    if (device != on_cpu) by_device[device];
   }
-  if (by_device.empty()) return;
-  for (const Built& built : built_) {
+  for (const Array& array : variables_.arrays()) {
+    const Variables::Built& built = variables_[array.number];
     if (built.device == on_cpu || !devices()->is_capturing(current_stream(built.object.ptr(), built.device))) continue;
     refuse_now(
         optimizer_ +
         ".build: a graph is captured, and making slots would have to wait for the GPU; build(variables), or take "
         "a step, before the capture");
   }
-  const DefaultFloatEnvironment environment;  // initial values are rounded as kernels would
-  const Rule& rule = this->rule();
   for (auto& [device, arrays] : by_device) {
-    const std::size_t stride = lay_out_slots(device);
-    for (const Array& array : arrays_) {
-      if (built_[array.number].device == device) arrays.push_back(array);
+    const std::size_t stride = variables_.lay_out_slots(device);
+    for (const Array& array : variables_.arrays()) {
+      if (variables_[array.number].device == device) arrays.push_back(array);
     }
-    parts_.push_back(std::make_unique<DevicePart>(device, arrays, count(), stride, rule.slot_count, accumulates_,
-                                                  averages_, custom_ != nullptr));
+    parts_.push_back(std::make_unique<DevicePart>(device, arrays, count(), stride, rule().slot_count,
+                                                  kinds_.accumulator().has_value(), kinds_.average().has_value(),
+                                                  custom_ != nullptr));
     part_strides_.push_back(stride);
     const DevicePart& part = *parts_.back();
     std::vector<std::byte> slot, variable;
     for (const Array& array : arrays) {
       if (array.size == 0) continue;
       slot.resize(static_cast<std::size_t>(array.size * bytes_of(array.compute)));
-      const auto write = [&](std::size_t kind) {
-        devices()->write(part.device(), part.slots() + stride * kind + array.slot_offset, slot.data(), slot.size());
-      };
-      for (int k = 0; k < rule.slot_count; ++k) {
-        const auto value = initial.find(rule.slots[k]);
-        if (value == initial.end() || value->second == 0) continue;
-        fill_slot(array, slot.data(), value->second);
-        write(static_cast<std::size_t>(k));
+      if (kinds_.average()) {
+        variable.resize(static_cast<std::size_t>(array.size * bytes_of(array.dtype)));
+        devices()->read(device, variable.data(), array.variable, variable.size());
       }
-      if (!averages_) continue;
-      variable.resize(static_cast<std::size_t>(array.size * bytes_of(array.dtype)));
-      devices()->read(device, variable.data(), array.variable, variable.size());
-      widen_variable(array, variable.data(), slot.data());
-      write(static_cast<std::size_t>(rule.slot_count) + (accumulates_ ? 1 : 0));
+      for (std::size_t kind = 0; kind < kinds_.count(); ++kind) {
+        if (!kinds_.write_initial(kind, array, variable.data(), slot.data())) continue;
+        devices()->write(device, part.slots() + stride * kind + array.slot_offset, slot.data(), slot.size());
+      }
     }
-  }
-  arrays_here_ = arrays_;
-  for (Array& array : arrays_here_) {
-    if (built_[array.number].device != on_cpu) array.size = 0;
   }
 }
 
 void Plan::tell_parts() {
-  for (std::size_t i = 0; i < arrays_here_.size(); ++i) arrays_here_[i].settings = arrays_[i].settings;
-  for (const auto& part : parts_) part->configure(groups_, arrays_, captured_);
+  for (const auto& part : parts_) part->configure(groups_, variables_.arrays(), captured_);
 }
 
 DeviceArray Plan::slot_on_device(std::size_t index, std::size_t kind) const {
-  const Array& array = arrays_[index];
+  const Array& array = variables_.array(index);
   std::size_t number = 0;
-  while (parts_[number]->device() != built_[index].device) ++number;
+  while (parts_[number]->device() != variables_[index].device) ++number;
   const DevicePart& part = *parts_[number];
-  return {part.slots() + part_strides_[number] * kind + array.slot_offset, dtype_of(array.compute), shape(index),
-          part.device(), part.share_slots()};
+  return {part.slots() + part_strides_[number] * kind + array.slot_offset, dtype_of(array.compute),
+          variables_.shape(index), part.device(), part.share_slots()};
 }
 
 void Plan::show_to_custom_rule(const DevicePart& part) const {
@@ -95,11 +69,12 @@ void Plan::show_to_custom_rule(const DevicePart& part) const {
     const Array& array = part.arrays()[k];
     CustomRule::Variable& variable = custom_->variables[array.number];
     const auto show = [&](DeviceArray memory) {
-      return as_cupy(std::move(memory), optimizer_ + ".build: " + label("variables", array.number, array.number));
+      return as_cupy(std::move(memory),
+                     optimizer_ + ".build: " + variables_.label("variables", array.number, array.number));
     };
     const auto handed = [&](int which) {
-      return show(
-          {part.handed(which, k), dtype_of(array.compute), shape(array.number), part.device(), part.share_handed()});
+      return show({part.handed(which, k), dtype_of(array.compute), variables_.shape(array.number), part.device(),
+                   part.share_handed()});
     };
     variable.array = handed(handed_variable);
     variable.gradient = handed(handed_gradient);
@@ -128,53 +103,8 @@ Rate Plan::take_rate_on_device(const py::object& learning_rate) const {
   return {0, view.data, view.dtype};
 }
 
-// The same as for NumPy's arrays (plan_step.cpp), one after another, with the GIL: other libraries' are asked.
-bool Plan::take_ordinary_with_care(PyObject* gradient, std::size_t index, Call& call) {
-  const Built& built = built_[index];
-  HeldView held;
-  bool exchanged = false;
-  const auto read = [&](PyObject* object, ArrayView& view) {
-    exchanged = read_exchanged_array(object, view);
-    if (exchanged) return true;
-    call.hold_or_raise();  // whatever code of their own does to the lists
-    if (!read_array(object, held)) return false;
-    view = held;
-    return true;
-  };
-  ArrayView view;
-  if (!built.stays_as_it_is && (!read(built.object.ptr(), view) || !is_unchanged(index, view))) return false;
-  const bool had_gradient = gradients_[index].data != nullptr;
-  if (gradient == Py_None) return !had_gradient;
-  const bool frozen = built.frozen;
-  if (had_gradient == frozen) return false;
-  py::object& same = same_gradients_[index];
-  if (same && refers_to(same.ptr(), gradient)) return true;
-  held.owner = py::object();
-  if (PyTuple_Check(gradient) || !read(gradient, view) || !view.has_shape(built.ndim, shape_of(built)) ||
-      view.device != built.device || !is_used_in_place(view) || held.owner) {
-    return false;
-  }
-  if (!written_.is_apart(index, view.data, arrays_[index].size * bytes_of(view.dtype))) return false;
-  if (frozen) return true;
-  set_gradient(index, {given_memory(view), nullptr, view.dtype});
-  // To make a reference takes half as long as the look that it saves: only who came in the step before too gets one.
-  const bool again = std::exchange(gradients_before_[index], gradient) == gradient;
-  same = again && !exchanged && is_immutable_view(gradient) ? py::weakref(gradient) : py::object();
-  return true;
-}
-
-bool Plan::take_ordinary_with_care(Call& call) {
-  for (std::size_t i = 0; i < count(); ++i) {
-    prefetch_ahead([&](std::size_t k) { return call.grads[k]; }, i, count());
-    prefetch_ahead([&](std::size_t k) { return built_[k].object.ptr(); }, i, count());
-    if (!call.all_built && call.variables[i] != built_[i].object.ptr()) return false;
-    if (!take_ordinary_with_care(call.grads[i], i, call)) return false;
-  }
-  return true;
-}
-
 void* Plan::stream_of(const DevicePart& part) const {
-  return current_stream(built_[part.arrays()[0].number].object.ptr(), part.device());
+  return current_stream(variables_[part.arrays()[0].number].object.ptr(), part.device());
 }
 
 DeviceStep Plan::describe_on_devices(const Step& step, std::size_t replicas, bool mean) const {
@@ -302,7 +232,7 @@ void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vect
     const Array* const without_room = capturing ? part->find_without_room(request) : nullptr;
     if (without_room != nullptr) {
       const std::size_t index = without_room->number;
-      refuse_now(who_ + label("variables", index, index) +
+      refuse_now(who_ + variables_.label("variables", index, index) +
                  " has a gradient of more rows than in steps before, and the memory to order them cannot be had while "
                  "a graph is captured; take a step with as many rows first");
     }

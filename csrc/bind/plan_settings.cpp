@@ -37,9 +37,9 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
     refuse_value(optimizer_ + ": the change needs the slot '" + slot +
                  "', which was not built; give the argument to the constructor");
   };
-  has_slots_for(options.accumulation_steps > 1, accumulates_, "gradient_accumulator");
-  has_slots_for(options.averages, averages_, "average");
-  if (slot_names() != all_slot_names(next)) {
+  has_slots_for(options.accumulation_steps > 1, kinds_.accumulator().has_value(), "gradient_accumulator");
+  has_slots_for(options.averages, kinds_.average().has_value(), "average");
+  if (slot_names() != SlotKinds(next, kinds_.accumulator().has_value(), kinds_.average().has_value()).names()) {
     refuse_value(optimizer_ + ": the change needs other slots than were built (rule '" + rule + "' instead of '" +
                  this->rule().name + "'); make a new optimizer");
   }
@@ -61,12 +61,12 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
   }
   refuse_moves_while_capturing(of);
   // Nothing can be refused from here on.
-  for (Built& built : built_) built.frozen = settings.frozen;
-  for (const auto& [index, its] : own) built_[index].frozen = its.frozen;
+  for (std::size_t i = 0; i < count(); ++i) variables_.freeze(i, settings.frozen);
+  for (const auto& [index, its] : own) variables_.freeze(index, its.frozen);
   rule_ = number;
   std::ranges::copy(values, hyperparameters_);
   options_ = options;
-  costs_known_ = false;
+  gradients_.forget_costs();
   take_groups(std::move(groups), of);
 }
 
@@ -80,7 +80,7 @@ void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector
   }
   std::vector<std::uint16_t> numbers(count());
   for (std::size_t i = 0; i < count(); ++i) {
-    numbers[i] = of ? static_cast<std::uint16_t>((*of)[i]) : arrays_[i].settings;
+    numbers[i] = of ? static_cast<std::uint16_t>((*of)[i]) : variables_.array(i).settings;
   }
   refuse_moves_while_capturing(numbers);
   take_groups(std::move(groups), numbers);
@@ -89,11 +89,11 @@ void Plan::set_groups(std::vector<Group> groups, const std::optional<std::vector
 // `of`: the group of each variable.
 void Plan::refuse_moves_while_capturing(const std::vector<std::uint16_t>& of) const {
   const auto moves = [&](const Array& array) { return array.settings != of[array.number]; };
-  if (captured_ || std::ranges::any_of(arrays_, moves)) refuse_while_capturing("a change of settings");
+  if (captured_ || std::ranges::any_of(variables_.arrays(), moves)) refuse_while_capturing("a change of settings");
 }
 
 void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_t>& of) {
-  for (Array& array : arrays_) array.settings = of[array.number];
+  variables_.set_settings(of);
   groups_ = std::move(groups);
   look_at_groups();
   rates_left_ = 0;  // they were checked with the former
@@ -103,8 +103,8 @@ void Plan::take_groups(std::vector<Group> groups, const std::vector<std::uint16_
 void Plan::look_at_groups() {
   divides_by_learning_rate_ = rule().divides_by_learning_rate;
   largest_of_groups_.assign(groups_.size(), std::numeric_limits<double>::infinity());
-  for (const Array& array : arrays_) {
-    if (built_[array.number].frozen) continue;
+  for (const Array& array : variables_.arrays()) {
+    if (variables_[array.number].frozen) continue;
     const bool in_float32 = array.compute == compute_float32;
     const double largest = in_float32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
     largest_of_groups_[array.settings] = std::min(largest_of_groups_[array.settings], largest);

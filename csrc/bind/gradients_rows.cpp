@@ -3,7 +3,7 @@
 #include <limits>
 #include <numeric>
 
-#include "bind/call.hpp"
+#include "bind/gradients.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "core/gather.hpp"
@@ -46,13 +46,13 @@ void check_device(const ArrayView& view, Device of_variable, const std::string& 
 }  // namespace
 
 // Reads and checks the values of a gradient's rows; returns how many elements each has.
-std::int64_t Plan::read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
-                             HeldView& view) const {
-  const Built& built = built_[index];
+std::int64_t Gradients::read_rows(PyObject* values, std::int64_t count, std::size_t index, const std::string& what,
+                                  HeldView& view) const {
+  const Variables::Built& built = variables_[index];
   if (!read_array(values, view)) refuse_array(values, what + " values", "gradient");
   check_device(view, built.device, what + " has values");
   if (!view.contiguous() || !view.aligned()) read_contiguous_copy(values, view, what);
-  std::vector<py::ssize_t> shape(shape_of(built), shape_of(built) + built.ndim);
+  std::vector<py::ssize_t> shape = variables_.shape(index);
   shape[0] = count;
   if (!view.has_shape(built.ndim, shape.data())) {
     refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
@@ -62,9 +62,10 @@ std::int64_t Plan::read_rows(PyObject* values, std::int64_t count, std::size_t i
 }
 
 // A gradient given as (indices, values).
-Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list, Call& call) {
-  const std::string what = who_ + label(list, position, index);
-  const Built& built = built_[index];
+Gradient Gradients::take_rows(PyObject* gradient, std::size_t index, std::size_t position, const char* list,
+                              Call& call) {
+  const std::string what = who_ + variables_.label(list, position, index);
+  const Variables::Built& built = variables_[index];
   const std::size_t items = static_cast<std::size_t>(PyTuple_GET_SIZE(gradient));
   if (items != 2) {
     refuse_type(what + " is a tuple of " + std::to_string(items) +
@@ -86,7 +87,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   HeldView view;
   const auto count = given_indices.attr("size").cast<std::int64_t>();
   const std::int64_t size = read_rows(values, count, index, what, view);
-  const std::int64_t rows_of_variable = shape_of(built)[0];
+  const std::int64_t rows_of_variable = variables_.shape_of(index)[0];
   const py::array in_int64 = numpy.attr("ascontiguousarray")(given_indices, "int64");
   const auto* const first_index = static_cast<const std::int64_t*>(in_int64.data());
   std::vector<std::int64_t> indices(first_index, first_index + count);
@@ -100,7 +101,7 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
   if (!may_read(view.data, view.size() * bytes_of(view.dtype), index, true)) refuse_overlap(index, what, true);
 
   GivenRows& given = call.rows.emplace_back();
-  const ComputeType compute = arrays_[index].compute;
+  const ComputeType compute = variables_.array(index).compute;
   Gradient taken = {view.data, &given.rows, view.dtype};
   if (std::ranges::adjacent_find(indices, std::greater_equal<>()) == indices.end()) {
     given.indices = std::move(indices);
@@ -124,9 +125,9 @@ Gradient Plan::take_rows(PyObject* gradient, std::size_t index, std::size_t posi
 }
 
 // The same of a variable on a GPU. The host does not look at indices: it would have to wait.
-Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index,
-                                   const std::string& what, Call& call) {
-  const Built& built = built_[index];
+Gradient Gradients::take_rows_on_device(PyObject* given_indices, PyObject* values, std::size_t index,
+                                        const std::string& what, Call& call) {
+  const Variables::Built& built = variables_[index];
   IndexView indices;
   if (!read_indices(given_indices, indices)) refuse_indices(given_indices, what, built.device);
   check_device(indices, built.device, what + " has indices");
@@ -143,7 +144,7 @@ Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, st
   HeldView view;
   const std::int64_t size = read_rows(values, count, index, what, view);
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  const std::int64_t rows_of_variable = shape_of(built)[0];
+  const std::int64_t rows_of_variable = variables_.shape_of(index)[0];
   if (count > 0 && rows_of_variable >= most / count) {
     refuse_value(what + " has " + std::to_string(count) + " rows and its variable " + std::to_string(rows_of_variable) +
                  ", but on a GPU their product must be less than 2^63; pass a dense gradient");
@@ -164,7 +165,7 @@ Gradient Plan::take_rows_on_device(PyObject* given_indices, PyObject* values, st
   return taken;
 }
 
-void Plan::take_replicas(Call& call, std::vector<Items>& others) {
+void Gradients::take_replicas(Call& call, std::vector<Items>& others) {
   if (options_.clears_gradients) refuse_value(who_ + "there are replicas, but this step sets gradients to zero");
   call.gradients = gradients_;
   call.gradients.resize(call.replicas * count(), {nullptr, nullptr, DType::float32});
@@ -180,18 +181,18 @@ void Plan::take_replicas(Call& call, std::vector<Items>& others) {
       const std::size_t index = call.index_of_position[position];
       if (items[position] == Py_None) continue;
       ++call.given;
-      const Gradient gradient = take_gradient(items[position], index, position, list.c_str(), call);
-      if (built_[index].frozen) continue;
+      const Gradient gradient = take(items[position], index, position, list.c_str(), call);
+      if (variables_[index].frozen) continue;
       // The first list has a gradient wherever any of them has one.
       const bool is_first = call.gradients[index].data == nullptr;
       call.gradients[(is_first ? 0 : replica) * count() + index] = gradient;
-      if (is_first) set_gradient(index, gradient);
+      if (is_first) set(index, gradient);
     }
   }
 }
 
 // The rows that any of the lists has of a variable; null where one of them has all, or none has some.
-const Rows* Plan::rows_of_lists(const Step& step, std::size_t index, Call& call) {
+const Rows* Gradients::rows_of_lists(const Step& step, std::size_t index, Call& call) const {
   const Rows* rows = nullptr;
   std::vector<std::int64_t> indices;
   for (std::size_t k = 0; k < step.replicas; ++k) {
@@ -210,8 +211,7 @@ const Rows* Plan::rows_of_lists(const Step& step, std::size_t index, Call& call)
   return &of_all.rows;
 }
 
-// From a step over the variables on the CPU to one over the rows that are touched, and the other variables.
-void Plan::update_touched_rows(Step& step, Call& call) {
+void Gradients::update_touched_rows(Step& step, Call& call) const {
   call.touched.resize(count());
   call.cost_before = {0};
   for (std::size_t i = 0; i < count(); ++i) {
@@ -224,31 +224,6 @@ void Plan::update_touched_rows(Step& step, Call& call) {
   }
   step.touched = call.touched.data();
   step.cost_before = call.cost_before.data();
-}
-
-void Plan::check_unchanged(const std::string& who) const {
-  for (std::size_t index = 0; index < count(); ++index) check_unchanged(index, index, who);
-}
-
-void Plan::finish_averages() {
-  if (!options_.averages) return;
-  // A pass without gradients, in which averages do not move.
-  std::vector<Gradient> none(count(), {nullptr, nullptr, DType::float32});
-  std::vector<std::uint64_t> costs(count() + 1, 0);
-  for (std::size_t i = 0; i < count(); ++i)
-    costs[i + 1] = costs[i] + cost_of((has_devices() ? arrays_here_ : arrays_)[i]);
-  Step step = describe_step(0, 1, false);
-  for (Settings& settings : settings_) {
-    settings.stages = {};
-    settings.stages.average = Average::keep;
-    settings.stages.average_overwrites = true;
-  }
-  step.gradients = none.data();
-  step.cost_before = costs.data();
-  norms_.clip = Clip::none;
-  norms_.skips_not_finite = false;
-  finish_averages_on_devices(step);
-  run(step, current_target(), {}, norms_, threads_for(costs.back()));
 }
 
 }  // namespace fusedstep

@@ -7,24 +7,18 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import device_code
 from conftest import WITH_POW
+from device_code import dump
 from drivers import ROOT
 from fusedstep import _native
 
-# A wheel puts it beside the packages, where no command is looked for.
-WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia"
-CUOBJDUMP = shutil.which("cuobjdump") or next(map(str, WHEELS.glob("*/bin/cuobjdump")), None)
-
-pytestmark = [
-    pytest.mark.skipif(not _native.cuda_version, reason="this build has no kernels for GPUs"),
-    pytest.mark.skipif(CUOBJDUMP is None, reason='needs cuobjdump: pip install ".[test]"'),
-]
+pytestmark = pytest.mark.skipif(device_code.MISSING is not None, reason=str(device_code.MISSING))
 
 # Loads and stores of 16 bytes that a kernel must have, and more of them for each slot of its rule.
 ACCESSES = {
@@ -60,15 +54,6 @@ WIDE = re.compile(r"(LDG|STG)\.E\..*\b128\b")
 NOT_EXACT = re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\.(?:approx|full|ftz)\b")
 POW = {optimizer._rule().replace("_", "") for optimizer in WITH_POW}
 POW_OF_CUDA = "__internal_"
-
-
-def dump(option: str) -> str:
-    assert CUOBJDUMP is not None
-    environment = {**os.environ, "PATH": f"{Path(CUOBJDUMP).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [CUOBJDUMP, option, str(_native.__file__)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def rule_of(function: str) -> str:

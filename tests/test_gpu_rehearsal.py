@@ -1,12 +1,16 @@
 """A rehearsal of tests/gpu where there is no GPU: over a stand-in for CUDA's runtime, and one for CuPy.
 
-The kernels are compiled for the host, with all of the binding (tests/native/rehearsal.cmake), and CuPy is
+The kernels run on the host, with all of the binding (tests/native/rehearsal.cmake), and CuPy is
 tests/standin/cupy. What is looked at so is the host's side, and the tests themselves: on which stream and
 device work goes, who waits for it, which memory is whose, what goes into a graph.
+
+Where the installed package has kernels for GPUs, it is these that run: instruction for instruction of the
+PTX that nvcc made (tests/ptx.py). Elsewhere the host's compiler makes them of the same text.
 """
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
+import device_code
 import drivers
+import ptx
 from drivers import ROOT
 
 GPU = ROOT / "tests" / "gpu"
@@ -24,6 +30,19 @@ BEYOND = {"test_keras.py", "test_large.py", "test_torch.py", "test_examples.py"}
 FILES = sorted(path.name for path in GPU.glob("test_*.py") if path.name not in BEYOND)
 TOO_SLOW = "150000"  # rows, which take fibers a minute; of fewer the code is the same
 WITHOUT_PYTORCH = "PyTorch cannot be imported: a rehearsal has none"
+FOLDER = ROOT / "build" / f"rehearsal-{sys.implementation.cache_tag}"
+FILES_OF_NVCC = 4  # that compile at the same time, as far as there are processors
+
+
+def write_kernels_of_nvcc() -> list[Path]:
+    """C++ of them, where there are some. Files that would be the same are left alone, as already compiled."""
+    paths = [FOLDER / f"nvcc_{number}.cpp" for number in range(FILES_OF_NVCC)]
+    if device_code.MISSING is not None:
+        return []
+    for path, text in zip(paths, ptx.translate(device_code.dump("-ptx"), len(paths)), strict=True):
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    return paths
 
 
 @pytest.fixture(scope="session")
@@ -33,15 +52,15 @@ def environment() -> dict[str, str]:
     for tool in ("c++", "cmake"):
         if not shutil.which(tool):
             pytest.skip(f"needs {tool}")
-    folder = ROOT / "build" / f"rehearsal-{sys.implementation.cache_tag}"
-    package = folder / "package" / "fusedstep"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    package = FOLDER / "package" / "fusedstep"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of all processes that test
         drivers.build(
             "rehearsal",
-            folder,
+            FOLDER,
             "FUSEDSTEP_REHEARSAL",
+            FUSEDSTEP_REHEARSAL_KERNELS=";".join(map(str, write_kernels_of_nvcc())),
             CMAKE_CXX_COMPILER="c++",
             Python_EXECUTABLE=sys.executable,
             pybind11_DIR=pybind11.get_cmake_dir(),
@@ -52,16 +71,39 @@ def environment() -> dict[str, str]:
             ignore=shutil.ignore_patterns("*.so", "__pycache__"),
             dirs_exist_ok=True,
         )
-        for built in folder.glob("_native.*"):
+        for built in FOLDER.glob("_native.*"):
             (package / built.name).unlink(missing_ok=True)
             (package / built.name).symlink_to(built)
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(package.parent), str(ROOT / "tests" / "standin")]),
-        "LD_LIBRARY_PATH": str(folder),
+        "LD_LIBRARY_PATH": str(FOLDER),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
+
+
+def symbols(path: Path, kind: str) -> set[str]:
+    """Names that an object file defines: T strong, W weak."""
+    lines = (line.split() for line in drivers.run(["nm", "--defined-only", str(path)]).splitlines())
+    return {name for _, of_kind, name in lines if of_kind == kind}
+
+
+@pytest.mark.skipif(device_code.MISSING is not None, reason=str(device_code.MISSING))
+def test_all_kernels_are_those_of_nvcc(environment: dict[str, str]) -> None:
+    """A strong symbol takes the place of a weak one."""
+    of_nvcc = {name for path in FOLDER.rglob("nvcc_*.o") for name in symbols(path, "T") if "kernel" in name}
+    (compiled_here,) = FOLDER.rglob("kernels.cu.o")
+    assert of_nvcc == {name for name in symbols(compiled_here, "W") if re.search(r"cuda\d+\w+_kernel", name)}
+    assert len(of_nvcc) > 40
+
+
+def test_what_is_not_known_of_ptx_is_refused() -> None:
+    """Among that, products which may be contracted."""
+    kernel = ".visible .entry kernel(.param .b32 given)\n{{\n.reg .f32 %f<4>;\n{} %f1, %f2, %f3;\nret;\n}}\n"
+    ptx.translate(kernel.format("mul.rn.f32"), 1)
+    with pytest.raises(ptx.UnknownError, match=r"mul\.f32"):
+        ptx.translate(kernel.format("mul.f32"), 1)
 
 
 def rehearse(command: list[str], environment: dict[str, str]) -> None:

@@ -1,0 +1,107 @@
+// What PTX's instructions are made of, for what tests/ptx.py writes.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <type_traits>
+
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+using s8 = std::int8_t;
+using s16 = std::int16_t;
+using s32 = std::int32_t;
+using s64 = std::int64_t;
+
+// A kernel's, as its caller passes it.
+template <std::size_t size>
+struct Parameter {
+  alignas(8) u8 bytes[size];
+};
+
+// Registers have bits: as a number of the same size, or an integer of another.
+template <class To, class From>
+inline To as(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_integral_v<To> && std::is_integral_v<From>) {
+    return static_cast<To>(value);
+  } else {
+    return std::bit_cast<To>(value);
+  }
+}
+
+// A block is a thread.
+inline thread_local u8 shared_memory[48 << 10] __attribute__((aligned(16)));
+inline NOT_OF_A_KERNEL u64 address_of_shared(u64 offset) {
+  return reinterpret_cast<u64>(shared_memory) + offset;
+}
+
+[[noreturn]] inline void stop(const char* what, u64 number) {
+  std::fprintf(stderr, "%s: %#llx\n", what, static_cast<unsigned long long>(number));
+  std::abort();
+}
+
+// A GPU faults where an address is not a multiple of what is accessed at once.
+template <class T, int count>
+inline T* memory_of(u64 address) {
+  if (address % (sizeof(T) * count) != 0) stop("an access that is not aligned", address);
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+inline T shifted_left(T value, u32 by) {
+  return by >= 8 * sizeof(T) ? T(0) : T(value << by);
+}
+template <class T>
+inline T shifted_right(T value, u32 by) {
+  constexpr u32 bits = 8 * sizeof(T);
+  if (by >= bits) return std::is_signed_v<T> ? T(value >> (bits - 1)) : T(0);
+  return T(value >> by);
+}
+
+template <class T>
+inline T with_bits(T inserted, T into, u32 begin, u32 bits) {
+  const T mask = shifted_left<T>(bits >= 8 * sizeof(T) ? T(-1) : T((T(1) << bits) - 1), begin);
+  return T((into & ~mask) | (shifted_left(inserted, begin) & mask));
+}
+
+// Bytes of b, then a, as the digits of `chosen` count them; 8 more for the sign of one.
+inline u32 permuted(u32 a, u32 b, u32 chosen) {
+  const u64 bytes = u64(b) << 32 | a;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 digit = chosen >> (4 * i) & 15;
+    u32 byte = u32(bytes >> (8 * (digit & 7))) & 255;
+    if (digit >= 8) byte = byte >= 128 ? 255 : 0;
+    result |= byte << (8 * i);
+  }
+  return result;
+}
+
+// To some 20 bits, as the device's: what is made from it must not depend on the others.
+inline double approximate_reciprocal(double value) {
+  return std::bit_cast<double>(std::bit_cast<u64>(1 / value) & ~u64(0xffffffff));
+}
+
+// From another thread of the warp; its own value where that is none. All threads of the warp take part.
+inline u32 shuffled(u32 value, u32 from, u32 members, bool valid) {
+  if (members != ~u32(0)) stop("a shuffle of some threads of a warp", members);
+  return static_cast<u32>(on_the_host::exchange(value, valid ? from : on_the_host::threads_of_warp));
+}
+inline u32 shuffled_down(u32 value, u32 by, u32 clamp, u32 members, bool& valid) {
+  const u32 from = unsigned(threadIdx.x) % on_the_host::threads_of_warp + by;
+  valid = from <= (clamp & 31);
+  return shuffled(value, from, members, valid);
+}
+inline u32 shuffled_idx(u32 value, u32 from, u32, u32 members, bool& valid) {
+  valid = true;
+  return shuffled(value, from % on_the_host::threads_of_warp, members, valid);
+}

@@ -446,6 +446,11 @@ def test_an_empty_variable_comes_once() -> None:
         " every variable must come once",
     )
     opt.build([empty, np.zeros((0, 3))])
+    refused(
+        lambda: opt.build([np.zeros(2), empty]),
+        "ValueError: SGD.build: variables[1] is a variable of an earlier build;"
+        " forget(variables) drops that build",
+    )
 
 
 def test_an_empty_variable_at_the_beginning_of_another() -> None:

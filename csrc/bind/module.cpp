@@ -217,7 +217,7 @@ PYBIND11_MODULE(_native, module) {
       .def("carried_of", &Plan::carried_of, py::arg("group"))
       .def("step", &Plan::step, py::arg("grads"), py::arg("variables"), py::arg("learning_rate"),
            py::arg("replicas") = py::none(), py::arg("mean") = false)
-      .def("check_unchanged", py::overload_cast<const std::string&>(&Plan::check_unchanged, py::const_), py::arg("who"))
+      .def("check_unchanged", &Plan::check_unchanged, py::arg("who"))
       .def("finish_averages", &Plan::finish_averages)
       .def("owns", &Plan::owns, py::arg("variable"))
       .def("index_of", &Plan::index_of, py::arg("variable"))

@@ -89,10 +89,16 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
                  " share memory; every variable must have its own");
   }
   for (std::size_t i = 0; i < count(); ++i) {  // empty arrays have no memory to tell them apart
-    const std::size_t first = variables_.find(variables_[i].object.ptr());
+    const py::object& object = variables_[i].object;
+    const std::size_t first = variables_.find(object.ptr());
     if (first != i) {
       refuse_value(who + variables_.label("variables", first, first) + " and " + variables_.label("variables", i, i) +
                    " are the same array; every variable must come once");
+    }
+    const auto has_it = [&](const auto& other) { return other->owns(object); };
+    if (variables_.array(i).size == 0 && std::ranges::any_of(others, has_it)) {
+      refuse_value(who + variables_.label("variables", i, i) +
+                   " is a variable of an earlier build; forget(variables) drops that build");
     }
   }
   for (const auto& other : others) {

@@ -226,13 +226,16 @@ class Translation:
         kind = TYPES[parts[-1]]
         modifiers = set(parts[1:-1])
         space = next(iter(modifiers & SPACES), "")
-        count = next((int(part[1]) for part in modifiers if re.fullmatch(r"v[24]", part)), 1)
+        count = next((part[1] for part in modifiers if re.fullmatch(r"v[24]", part)), "1")
         if modifiers - SPACES - {"cg", "v2", "v4"} or space in ("local", "const"):
             raise UnknownError(".".join(parts))
         loads = parts[0] == "ld"
         registers, memory = operands if loads else reversed(operands)
         address = self.address(memory, space)
-        lines = [f"{kind}* const memory = memory_of<{kind}, {count}>({address})"]
+        memory_of = "memory_of"
+        if space in ("global", ""):
+            memory_of, count = "global_memory_of", f"{count}, {str(loads).lower()}"
+        lines = [f"{kind}* const memory = {memory_of}<{kind}, {count}>({address})"]
         for i, register in enumerate(registers.strip("{}").split(",")):
             element = f"memory[{i}]"
             register = register.strip()

@@ -131,6 +131,11 @@ def test_the_stand_ins_do_as_they_should(environment: dict[str, str]) -> None:
     rehearse(["-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests/standin/checks.py")], environment)
 
 
+@pytest.mark.skipif(device_code.MISSING is not None, reason=str(device_code.MISSING))
+def test_what_nvcc_made_moves_no_byte_too_many(environment: dict[str, str]) -> None:
+    rehearse(["-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests/standin/traffic.py")], environment)
+
+
 def test_steps_of_every_rule_stay_in_their_arrays(environment: dict[str, str]) -> None:
     """What compute-sanitizer is for on a GPU: bytes behind an array stay as they are."""
     rehearse([str(GPU / "small_run.py")], environment)

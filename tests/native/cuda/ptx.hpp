@@ -3,11 +3,13 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -54,6 +56,44 @@ template <class T, int count>
 inline T* memory_of(u64 address) {
   if (address % (sizeof(T) * count) != 0) stop("an access that is not aligned", address);
   return reinterpret_cast<T*>(address);
+}
+
+// What kernels do with the memory that a test watches: a range of it, and the accesses and bytes of all blocks.
+struct Watched {
+  u64 begin, end;
+  std::atomic<u64> loads, bytes_loaded, stores, bytes_stored;
+};
+inline Watched watched[16];
+inline int watched_count = 0;
+
+#define OF_THE_MODULE extern "C" inline __attribute__((visibility("default"), used))
+OF_THE_MODULE void watch(u64 begin, u64 end) {
+  Watched& next = watched[watched_count++];
+  next.begin = begin;
+  next.end = end;
+  next.loads = next.bytes_loaded = next.stores = next.bytes_stored = 0;
+}
+OF_THE_MODULE void seen(int number, u64* counts) {
+  const Watched& of = watched[number];
+  const u64 all[] = {of.loads, of.bytes_loaded, of.stores, of.bytes_stored};
+  std::memcpy(counts, all, sizeof(all));
+}
+OF_THE_MODULE void watch_nothing() {
+  watched_count = 0;
+}
+
+inline NOT_OF_A_KERNEL void count_access(u64 address, u64 bytes, bool loads) {
+  for (int i = 0; i < watched_count; ++i) {
+    Watched& of = watched[i];
+    if (address < of.begin || address >= of.end) continue;
+    (loads ? of.loads : of.stores).fetch_add(1, std::memory_order_relaxed);
+    (loads ? of.bytes_loaded : of.bytes_stored).fetch_add(bytes, std::memory_order_relaxed);
+  }
+}
+template <class T, int count, bool loads>
+inline T* global_memory_of(u64 address) {
+  if (watched_count > 0) count_access(address, sizeof(T) * count, loads);
+  return memory_of<T, count>(address);
 }
 
 template <class T>

@@ -63,6 +63,12 @@ def test_a_learning_rate_of_another_kind_between_replays(gpus: None) -> None:
     assert optimizer.learning_rate == 2.0
     simulation.replay()
     assert w.copy().tolist() == [-5.75] * 3
+    with pytest.warns(UserWarning, match="replays of captured steps keep the learning rate"):
+        optimizer.learning_rate = lambda step: 8.0
+    simulation.replay()
+    assert w.copy().tolist() == [-7.75] * 3
+    optimizer.apply([g])
+    assert w.copy().tolist() == [-15.75] * 3
 
 
 def test_a_step_beside_a_graph_has_norms_when_the_device_updates(gpus: None) -> None:

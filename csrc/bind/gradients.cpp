@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "bind/refuse.hpp"
-#include "core/dtypes.hpp"
 #include "core/slices.hpp"
 
 namespace fusedstep {
@@ -36,10 +35,6 @@ Gradients::Gradients(const Variables& variables, const Options& options, const s
 int Gradients::visit_kept(visitproc visit, void* arg) const {  // as the macro wants it named
   for (const py::object& gradient : same_) Py_VISIT(gradient.ptr());
   return 0;
-}
-
-inline std::int64_t Gradients::bytes_as(DType dtype, std::size_t index) const {
-  return variables_.array(index).size * bytes_of(dtype);
 }
 
 void Gradients::set(std::size_t index, Gradient gradient) {

@@ -7,6 +7,7 @@
 #include "bind/call.hpp"
 #include "bind/variables.hpp"
 #include "bind/written.hpp"
+#include "core/dtypes.hpp"
 #include "core/options.hpp"
 #include "core/step.hpp"
 
@@ -50,7 +51,7 @@ class Gradients {
   bool is_used_in_place(const ArrayView& view) const {
     return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());
   }
-  std::int64_t bytes_as(DType dtype, std::size_t index) const;
+  std::int64_t bytes_as(DType dtype, std::size_t index) const { return variables_.array(index).size * bytes_of(dtype); }
   bool is_ordinary(PyObject* gradient, std::size_t index, ArrayView& view);
   bool is_ordinary_of_frozen(PyObject* gradient, std::size_t index);
   bool take_ordinary(PyObject* gradient, std::size_t index);

@@ -235,6 +235,7 @@ PYBIND11_MODULE(_native, module) {
           py::arg("index"))
       .def("slot", &Plan::slot, py::arg("index"), py::arg("name"))
       .def("is_capturing", &Plan::is_capturing)
+      .def_property_readonly("is_captured", &Plan::is_captured)
       .def("set_learning_rate", &Plan::set_learning_rate, py::arg("rate"))
       .def_property_readonly("device_counts", &Plan::device_counts)
       .def("check_learning_rate", &Plan::check_learning_rate, py::arg("learning_rate"))

@@ -98,6 +98,8 @@ class Plan {
   bool is_capturing() const;
   // Raises where it is not finite, or not times the multiplier of some variable.
   void check_learning_rate(double learning_rate) const;
+  // Whether one did, so that it may be replayed.
+  bool is_captured() const { return captured_; }
   // The learning rate of steps that were captured in one: a number, or an array on their device.
   void set_learning_rate(const py::object& rate);
   // Whether a device counts, by itself, the calls that are made, so that asking for them waits.

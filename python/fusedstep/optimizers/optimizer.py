@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -730,6 +731,12 @@ class Optimizer(WithOptions):
         if isinstance(rate, float) or _native.is_on_device(given):
             for plan in self._plans:
                 plan.set_learning_rate(given)
+        elif any(plan.is_captured for plan in self._plans):
+            warnings.warn(
+                f"{type(self).__name__}: replays of captured steps keep the learning rate that they have, as"
+                " a graph cannot ask a schedule or a callable; set a number to change it",
+                stacklevel=3,
+            )
 
     def _set(self, name: str, value: Any) -> None:
         if name == "gradient_accumulation_steps":

@@ -42,6 +42,13 @@ def plan_over(variables: list[Any], rule: str) -> tuple[_native.Plan, int]:
     return plan, len(names)
 
 
+@pytest.mark.parametrize("ask", ["variable", "shape", "dtype"])
+def test_an_index_beyond_the_variables_is_refused(ask: str) -> None:
+    plan, _ = plan_over([np.zeros(3)], "sgd")
+    with pytest.raises(IndexError):
+        getattr(plan, ask)(1 << 40)
+
+
 def take_steps(put: Callable[[Array], Any], optimizers: list[Optimizer]) -> list[bytes]:
     """Variables after some steps, each of a group; the second one has no gradient in the first two."""
     first = optimizers[0]

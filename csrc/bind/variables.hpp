@@ -43,7 +43,8 @@ class Variables {
 
   const py::ssize_t* shape_of(std::size_t index) const { return shapes_.data() + built_[index].first_dimension; }
   std::vector<py::ssize_t> shape(std::size_t index) const {
-    return {shape_of(index), shape_of(index) + at(index).ndim};
+    const int ndim = at(index).ndim;  // raises first
+    return {shape_of(index), shape_of(index) + ndim};
   }
   std::string text_of_shape(std::size_t index) const { return text_of(built_[index].ndim, shape_of(index)); }
   bool has_shape(std::size_t index, const ArrayView& view) const {

@@ -17,34 +17,34 @@ TYPES = {
     "f64": "double",
 }
 BYTES = {name: 1 if name == "pred" else int(name[1:]) // 8 for name in TYPES}
-SPECIAL = {
-    "%tid.x": "unsigned(threadIdx.x)",
-    "%ctaid.x": "unsigned(blockIdx.x)",
-    "%nctaid.x": "unsigned(gridDim.x)",
-}
+FLOATS = {"float", "double"}
+SPECIAL = {"%tid.x": "threadIdx.x", "%ctaid.x": "blockIdx.x", "%nctaid.x": "gridDim.x"}
 SPACES = {"global", "shared", "param", "local", "const"}
+SHARED_MEMORY = 48 << 10  # of a block
 
-# What an instruction computes from its operands a, b, c, which are of its type T.
-COMPUTED = {
+# What an instruction computes from its operands a, b, c of its type T: integers or predicates ...
+OF_BITS = {
     **{name: f"T(a {sign} b)" for name, sign in zip(("and", "or", "xor"), "&|^", strict=True)},
     **{name: f"T(a {sign} b)" for name, sign in zip(("add", "sub", "div", "rem"), "+-/%", strict=True)},
-    **{
-        f"{name}.rn": f"a {sign} b" for name, sign in [("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/")]
-    },
-    "rcp.rn": "1 / a",
-    "rcp.approx.ftz": "approximate_reciprocal(a)",
-    "sqrt.rn": "std::sqrt(a)",
-    "fma.rn": "std::fma(a, b, c)",
     "mul.lo": "T(a * b)",
     "mad.lo": "T(a * b + c)",
     "min": "a < b ? a : b",
     "max": "a > b ? a : b",
     "not": "T(~a)",
     "neg": "T(-a)",
-    "abs": "std::fabs(a)",
-    "mov": "a",
     "prmt": "permuted(a, b, c)",
 }
+# ... or floating-point numbers. What does not say how it is rounded may be contracted, and is not here.
+OF_FLOATS = {
+    **{f"{name}.rn": f"a {sign} b" for name, sign in zip(("add", "sub", "mul", "div"), "+-*/", strict=True)},
+    "rcp.rn": "1 / a",
+    "rcp.approx.ftz": "approximate_reciprocal(a)",
+    "sqrt.rn": "std::sqrt(a)",
+    "fma.rn": "std::fma(a, b, c)",
+    "neg": "-a",
+    "abs": "std::fabs(a)",
+}
+HAVE_SIGNS = {"min", "max", "div", "rem"}  # all others make the same bits of signed and unsigned numbers
 COMPARED = {
     **{
         name: f"a {sign} b"
@@ -112,8 +112,13 @@ def functions(text: str) -> Iterator[Function]:
 
 def statements(body: str) -> Iterator[str]:
     """What ends in a semicolon, labels with their colon, and the braces of scopes."""
-    for match in re.finditer(r"\s*([{}]|[\w$]+:|[^;{}]*(?:\{[^}]*\}[^;{}]*)*;)", body):
+    pattern = re.compile(r"\s*([{}]|[\w$]+:|[^;{}]*(?:\{[^}]*\}[^;{}]*)*;)")
+    position = 0
+    while match := pattern.match(body, position):
+        position = match.end()
         yield " ".join(match[1].rstrip(";").split())
+    if body[position:].strip():
+        raise UnknownError(body[position:].strip())
 
 
 class Translation:
@@ -130,7 +135,10 @@ class Translation:
         if function.is_kernel:
             self.lines.append(f"const u8* const {function.parameters[0][0]} = parameter.bytes;")
         for statement in statements(function.body):
-            self.lines.append(self.line(statement))
+            try:
+                self.lines.append(self.line(statement))
+            except KeyError as error:
+                raise UnknownError(statement) from error
         body = "\n  ".join(self.lines)
         return f"{function.head} {{\n  {body}\n}}\n"
 
@@ -189,7 +197,7 @@ class Translation:
         match = re.fullmatch(r"\[([%\w]+)(?:\+(-?\d+))?\]", operand)
         if match is None:
             raise UnknownError(operand)
-        base = self.value(match[1], "u32" if space == "shared" and match[1].startswith("%r") else "u64")
+        base = self.value(match[1], "u32" if re.fullmatch(r"%r\d+", match[1]) else "u64")
         where = f"u64({base}) + u64({match[2] or 0}LL)"
         return f"address_of_shared({where})" if space == "shared" else where
 
@@ -206,13 +214,11 @@ class Translation:
         if special is not None:
             return str(special(parts, operands))
         kind = TYPES[parts[-1]]
-        expression = COMPUTED.get(".".join(parts[:-1]))
-        if expression is None:
-            raise UnknownError(name)
+        expression = (OF_FLOATS if kind in FLOATS else OF_BITS)[".".join(parts[:-1])]
         if kind == "bool":
             expression = expression.replace("~", "!")
-        if kind[0] == "s" and parts[0] in ("add", "sub", "mul", "mad", "neg", "and", "or"):
-            kind = "u" + kind[1:]  # the same bits, and defined where they overflow
+        if kind[0] == "s" and parts[0] not in HAVE_SIGNS:
+            kind = "u" + kind[1:]  # which may overflow
         return self.set(operands[0], self.computed(expression, kind, operands[1:]), kind)
 
     def computed(self, expression: str, kind: str, operands: list[str]) -> str:
@@ -266,7 +272,7 @@ class Translation:
         to, of = TYPES[parts[-2]], TYPES[parts[-1]]
         value = self.value(operands[1], of)
         modifiers = parts[1:-2]
-        if modifiers not in ([], ["rn"], ["rzi"]):
+        if modifiers not in ([], ["rn"], ["rzi"]) or (of in FLOATS and to not in FLOATS):
             raise UnknownError(".".join(parts))
         return self.set(operands[0], f"std::trunc({value})" if modifiers == ["rzi"] else value, to)
 
@@ -353,10 +359,14 @@ def operands_of(text: str) -> list[str]:
 def place_shared(text: str) -> dict[str, int]:
     """Where each variable in shared memory begins, as if a block had all of them."""
     places, end = {}, 0
-    for match in re.finditer(r"\.shared(?: \.align (\d+))? \.(\w+) (\w+)(?:\[(\d+)\])?", text):
+    for match in re.finditer(r"\.shared(?: \.align (\d+))? \.(\w+) (\w+)(?:\[(\d*)\])?", text):
+        if match[4] == "":  # as much as a launch says
+            raise UnknownError(match[0])
         end += -end % int(match[1] or BYTES[match[2]])
         places[match[3]] = end
         end += BYTES[match[2]] * int(match[4] or 1)
+    if end > SHARED_MEMORY:
+        raise UnknownError(f"{end} bytes of shared memory")
     return places
 
 
@@ -364,8 +374,12 @@ def checks_of_sizes(all_functions: list[Function]) -> str:
     """That the host means the same by a kernel's parameter, which is the last word of its mangled name."""
     sizes = set()
     for function in all_functions:
-        if function.is_kernel and (of := re.match(r".*NS_\d+(\w+)E$", function.name)):
-            sizes.add((of[1], function.parameters[0][1]))
+        if not function.is_kernel:
+            continue
+        of = re.match(r".*NS_\d+(\w+)E$", function.name)
+        if of is None:
+            raise UnknownError(function.name)
+        sizes.add((of[1], function.parameters[0][1]))
     why = "the kernels are of other sources; install the package again"
     return "".join(
         f'static_assert(sizeof(fusedstep::{of}) == {size}, "{why}");\n' for of, size in sorted(sizes)

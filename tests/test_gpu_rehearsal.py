@@ -23,6 +23,7 @@ import device_code
 import drivers
 import ptx
 from drivers import ROOT
+from fusedstep import _native
 
 GPU = ROOT / "tests" / "gpu"
 # All tests of these take PyTorch's CUDA, or arrays of 2^31 elements; or minutes, of what runs in short here.
@@ -31,6 +32,7 @@ FILES = sorted(path.name for path in GPU.glob("test_*.py") if path.name not in B
 TOO_SLOW = "150000"  # rows, which take fibers a minute; of fewer the code is the same
 WITHOUT_PYTORCH = "PyTorch cannot be imported: a rehearsal has none"
 FOLDER = ROOT / "build" / f"rehearsal-{sys.implementation.cache_tag}"
+KERNELS = ("rules", "core", "cuda")  # folders of what they are made of
 FILES_OF_NVCC = 4  # that compile at the same time, as far as there are processors
 
 
@@ -39,6 +41,10 @@ def write_kernels_of_nvcc() -> list[Path]:
     paths = [FOLDER / f"nvcc_{number}.cpp" for number in range(FILES_OF_NVCC)]
     if device_code.MISSING is not None:
         return []
+    sources = (path for folder in KERNELS for path in (ROOT / "csrc" / folder).iterdir())
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    is_older = Path(_native.__file__).stat().st_mtime < newest.stat().st_mtime
+    assert not is_older, f"the package's kernels are older than {newest}: install it again"
     for path, text in zip(paths, ptx.translate(device_code.dump("-ptx"), len(paths)), strict=True):
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
@@ -98,12 +104,29 @@ def test_all_kernels_are_those_of_nvcc(environment: dict[str, str]) -> None:
     assert len(of_nvcc) > 40
 
 
-def test_what_is_not_known_of_ptx_is_refused() -> None:
-    """Among that, products which may be contracted."""
-    kernel = ".visible .entry kernel(.param .b32 given)\n{{\n.reg .f32 %f<4>;\n{} %f1, %f2, %f3;\nret;\n}}\n"
-    ptx.translate(kernel.format("mul.rn.f32"), 1)
-    with pytest.raises(ptx.UnknownError, match=r"mul\.f32"):
-        ptx.translate(kernel.format("mul.f32"), 1)
+UNKNOWN = [
+    "mul.f32 %f1, %f2, %f3;",  # which may be contracted
+    "add.f32 %f1, %f2, %f3;",
+    "add.ftz.f32 %f1, %f2, %f3;",
+    "min.f32 %f1, %f2, %f3;",
+    "cvt.rzi.s32.f32 %r1, %f1;",
+    "abs.s32 %r1, %r2;",
+    "setp.num.f32 %p1, %f1, %f2;",
+    "atom.global.add.u32 %r1, [%rd1], %r2;",
+    "membar.cta;",
+    "trap;",
+    "mul.rn.f32 %f1, %f2, %f3",  # and no end
+    ".shared .b8 as_much_as_the_launch_says[];",
+    ".shared .b8 too_much[50000];",
+]
+
+
+@pytest.mark.parametrize("statement", UNKNOWN)
+def test_what_is_not_known_of_ptx_is_refused(statement: str) -> None:
+    kernel = ".visible .entry kernelNS_6LaunchE(.param .b32 given)\n{{\n.reg .f32 %f<4>;\n{}\n}}\n"
+    ptx.translate(kernel.format("mul.rn.f32 %f1, %f2, %f3; ret;"), 1)
+    with pytest.raises(ptx.UnknownError):
+        ptx.translate(kernel.format(statement), 1)
 
 
 def rehearse(command: list[str], environment: dict[str, str]) -> None:

@@ -124,7 +124,7 @@ def test_what_is_beyond_all_floats_is_refused_by_the_step() -> None:
 @every_schedule
 def test_rates_are_python_floats(schedule: LearningRateSchedule) -> None:
     assert {type(schedule(step)) for step in range(40)} == {float}
-    assert schedule(10**12) == pytest.approx(schedule(10**12))
+    assert math.isfinite(schedule(10**12))
 
 
 rates = st.floats(-10, 10)

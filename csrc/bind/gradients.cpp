@@ -23,10 +23,10 @@ bool refers_to(PyObject* weak_reference, PyObject* object) {
 
 }  // namespace
 
-Gradients::Gradients(const Variables& variables, const Options& options, const std::string& optimizer)
+Gradients::Gradients(const Variables& variables, const Options& options, std::string who)
     : variables_(variables),
       options_(options),
-      who_(optimizer + ".apply: "),
+      who_(std::move(who)),
       gradients_(variables.count()),
       same_(variables.are_plain_numpy() ? 0 : variables.count()),
       before_(same_.size()),

@@ -15,8 +15,8 @@ namespace fusedstep {
 
 class Gradients {
  public:
-  // Of these variables, read as the options say at the time. Both outlive this.
-  Gradients(const Variables& variables, const Options& options, const std::string& optimizer);
+  // Of these variables, read as the options say at the time. Both outlive this. `who` is how refusals begin.
+  Gradients(const Variables& variables, const Options& options, std::string who);
 
   // The memory that steps write, which no gradient may share: complete before the first step.
   WrittenMemory& written() { return written_; }
@@ -85,7 +85,7 @@ class Gradients {
 
   const Variables& variables_;
   const Options& options_;
-  std::string who_;  // how refusals begin
+  std::string who_;
   WrittenMemory written_;
   std::vector<Gradient> gradients_;
   std::vector<py::object> same_;         // weak references to those whose view stays as it is

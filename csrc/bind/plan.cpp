@@ -18,7 +18,7 @@ Plan::Plan(std::string optimizer, const std::string& rule, bool accumulates, boo
       rule_(rule_number(rule)),
       custom_(std::move(custom)),
       variables_(optimizer_, variables, std::move(names)),
-      gradients_(variables_, options_, optimizer_),
+      gradients_(variables_, options_, who_),
       kinds_(this->rule(), accumulates, averages),
       pace_(pace ? std::move(pace) : std::make_shared<Pace>()) {
   kinds_.set_initial(initial, this->rule(), optimizer_);
@@ -95,8 +95,8 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
       refuse_value(who + variables_.label("variables", first, first) + " and " + variables_.label("variables", i, i) +
                    " are the same array; every variable must come once");
     }
-    const auto has_it = [&](const auto& other) { return other->owns(object); };
-    if (variables_.array(i).size == 0 && std::ranges::any_of(others, has_it)) {
+    if (variables_.array(i).size > 0) continue;
+    if (std::ranges::any_of(others, [&](const auto& other) { return other->owns(object); })) {
       refuse_value(who + variables_.label("variables", i, i) +
                    " is a variable of an earlier build; forget(variables) drops that build");
     }

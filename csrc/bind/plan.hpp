@@ -94,13 +94,12 @@ class Plan {
   py::object norm();  // of the gradients of the last call, where it was needed: a number, or an array on the device
   // Where a device knows the dynamic loss scale better, an array there; else None.
   py::object loss_scale_on_device() const;
-  // Whether a step now would go into a graph, to run later.
-  bool is_capturing() const;
   // Raises where it is not finite, or not times the multiplier of some variable.
   void check_learning_rate(double learning_rate) const;
-  // Whether one did, so that it may be replayed.
+  // Whether a step now would go into a graph, to run later; whether one did, so that it may be replayed.
+  bool is_capturing() const;
   bool is_captured() const { return captured_; }
-  // The learning rate of steps that were captured in one: a number, or an array on their device.
+  // The learning rate of steps that were captured: a number, or an array on their device.
   void set_learning_rate(const py::object& rate);
   // Whether a device counts, by itself, the calls that are made, so that asking for them waits.
   bool device_counts() const { return !counts_certain_ && !captured_; }

@@ -1,6 +1,8 @@
 #include "bind/slots.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
@@ -39,14 +41,14 @@ void SlotKinds::set_initial(const InitialValues& initial, const Rule& rule, cons
 }
 
 bool SlotKinds::write_initial(std::size_t kind, const Array& array, const void* variable, void* slot) const {
-  const DefaultFloatEnvironment environment;  // rounded as kernels would
   const bool in_double = array.compute == compute_float64;
   if (kind == average_) {
     (in_double ? widen<double> : widen<float>)(array, variable, slot);
     return true;
   }
-  if (kind >= of_rule_ || !initial_[kind]) return false;
-  const double value = *initial_[kind];
+  if (kind >= of_rule_ || std::bit_cast<std::uint64_t>(initial_[kind]) == 0) return false;
+  const DefaultFloatEnvironment environment;  // rounded as kernels would
+  const double value = initial_[kind];
   if (in_double) {
     std::fill_n(static_cast<double*>(slot), array.size, value);
   } else {

@@ -25,18 +25,18 @@ class SlotKinds {
   const std::optional<std::size_t>& accumulator() const { return accumulator_; }
   const std::optional<std::size_t>& average() const { return average_; }
 
-  // Raises where a value is of no slot of the rule. They are zeros without one.
+  // Raises where a value is of no slot of the rule. Without one a slot is zeros.
   void set_initial(const InitialValues& initial, const Rule& rule, const std::string& optimizer);
 
-  // Writes what the slot of this kind of an array holds at first. False where that is zeros, which are not written.
-  // `variable` is the array's memory as the host reads it: averages begin as the variable.
+  // Writes what the slot of this kind of an array holds at first. False where that is zeros (+0), which are not
+  // written. `variable` is the array's memory as the host reads it: averages begin as the variable.
   bool write_initial(std::size_t kind, const Array& array, const void* variable, void* slot) const;
 
  private:
   std::vector<std::string> names_;
   std::size_t of_rule_;
   std::optional<std::size_t> accumulator_, average_;
-  std::vector<std::optional<double>> initial_;  // of the rule's
+  std::vector<double> initial_;  // of the rule's
 };
 
 }  // namespace fusedstep

@@ -1,5 +1,7 @@
 #include "bind/variables.hpp"
 
+#include <utility>
+
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "cuda/devices.hpp"

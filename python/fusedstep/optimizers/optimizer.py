@@ -734,7 +734,7 @@ class Optimizer(WithOptions):
         elif any(plan.is_captured for plan in self._plans):
             warnings.warn(
                 f"{type(self).__name__}: replays of captured steps keep the learning rate that they have, as"
-                " a graph cannot ask a schedule or a callable; set a number to change it",
+                " a graph asks nothing of the host; set a number to change it",
                 stacklevel=3,
             )
 

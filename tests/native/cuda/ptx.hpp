@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <type_traits>
 
@@ -64,10 +65,11 @@ struct Watched {
   std::atomic<u64> loads, bytes_loaded, stores, bytes_stored;
 };
 inline Watched watched[16];
-inline int watched_count = 0;
+inline std::size_t watched_count = 0;
 
 #define OF_THE_MODULE extern "C" inline __attribute__((visibility("default"), used))
 OF_THE_MODULE void watch(u64 begin, u64 end) {
+  if (watched_count == std::size(watched)) stop("too many arrays to watch", watched_count);
   Watched& next = watched[watched_count++];
   next.begin = begin;
   next.end = end;
@@ -83,9 +85,9 @@ OF_THE_MODULE void watch_nothing() {
 }
 
 inline NOT_OF_A_KERNEL void count_access(u64 address, u64 bytes, bool loads) {
-  for (int i = 0; i < watched_count; ++i) {
+  for (std::size_t i = 0; i < watched_count; ++i) {
     Watched& of = watched[i];
-    if (address < of.begin || address >= of.end) continue;
+    if (address + bytes <= of.begin || address >= of.end) continue;
     (loads ? of.loads : of.stores).fetch_add(1, std::memory_order_relaxed);
     (loads ? of.bytes_loaded : of.bytes_stored).fetch_add(bytes, std::memory_order_relaxed);
   }
@@ -113,7 +115,7 @@ inline T with_bits(T inserted, T into, u32 begin, u32 bits) {
   return T((into & ~mask) | (shifted_left(inserted, begin) & mask));
 }
 
-// Bytes of b, then a, as the digits of `chosen` count them; 8 more for the sign of one.
+// Bytes of a, which are 0 to 3, and of b, 4 to 7, as the digits of `chosen` say; 8 more is for the sign of one.
 inline u32 permuted(u32 a, u32 b, u32 chosen) {
   const u64 bytes = u64(b) << 32 | a;
   u32 result = 0;
@@ -127,21 +129,23 @@ inline u32 permuted(u32 a, u32 b, u32 chosen) {
 }
 
 // To some 20 bits, as the device's: what is made from it must not depend on the others.
+float approximate_reciprocal(float) = delete;
 inline double approximate_reciprocal(double value) {
   return std::bit_cast<double>(std::bit_cast<u64>(1 / value) & ~u64(0xffffffff));
 }
 
 // From another thread of the warp; its own value where that is none. All threads of the warp take part.
-inline u32 shuffled(u32 value, u32 from, u32 members, bool valid) {
+inline u32 shuffled(u32 value, u32 from, u32 last, u32 members, bool valid) {
+  if (last != on_the_host::threads_of_warp - 1) stop("a shuffle within a part of a warp", last);
   if (members != ~u32(0)) stop("a shuffle of some threads of a warp", members);
   return static_cast<u32>(on_the_host::exchange(value, valid ? from : on_the_host::threads_of_warp));
 }
-inline u32 shuffled_down(u32 value, u32 by, u32 clamp, u32 members, bool& valid) {
-  const u32 from = unsigned(threadIdx.x) % on_the_host::threads_of_warp + by;
-  valid = from <= (clamp & 31);
-  return shuffled(value, from, members, valid);
+inline u32 shuffled_down(u32 value, u32 by, u32 last, u32 members, bool& valid) {
+  const u32 from = unsigned(threadIdx.x) % on_the_host::threads_of_warp + by % on_the_host::threads_of_warp;
+  valid = from <= last;
+  return shuffled(value, from, last, members, valid);
 }
-inline u32 shuffled_idx(u32 value, u32 from, u32, u32 members, bool& valid) {
+inline u32 shuffled_idx(u32 value, u32 from, u32 last, u32 members, bool& valid) {
   valid = true;
-  return shuffled(value, from % on_the_host::threads_of_warp, members, valid);
+  return shuffled(value, from % on_the_host::threads_of_warp, last, members, valid);
 }

@@ -582,15 +582,16 @@ def test_slots_are_live() -> None:
     assert (w == 1).all()
 
 
-def test_an_initial_value_of_no_slot_is_refused() -> None:
+@pytest.mark.parametrize("name", ["acumulator", "gradient_accumulator", "average"])
+def test_an_initial_value_of_no_slot_of_the_rule_is_refused(name: str) -> None:
     class Mistaken(Adagrad):
         def _initial(self) -> dict[str, float]:
-            return {"acumulator": 0.1}
+            return {name: 0.1}
 
     with pytest.raises(
-        ValueError, match="initial value of 'acumulator', which is no slot of the rule 'adagrad'"
+        ValueError, match=f"initial value of '{name}', which is no slot of the rule 'adagrad'"
     ):
-        Mistaken().build([np.ones(3)])
+        Mistaken(use_ema=True, gradient_accumulation_steps=2).build([np.ones(3)])
 
 
 def test_initial_accumulator_value() -> None:

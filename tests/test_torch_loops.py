@@ -285,6 +285,26 @@ def test_schedulers() -> None:
             assert_close(ours, theirs)
 
 
+def test_a_learning_rate_that_all_groups_share_is_the_steps() -> None:
+    """So that a scheduler changes nothing that a GPU has to be sent. Others are the groups' own."""
+    ours, theirs = parameters(), parameters()
+    optimizer, peer = (
+        each([{"params": params[:1], "weight_decay": 0.0}, {"params": params[1:]}], lr=0.5)
+        for each, params in ((adapted.AdamW, ours), (torch.optim.AdamW, theirs))
+    )
+    of_groups = []
+    for step, rates in enumerate([(0.5, 0.5), (0.25, 0.25), (0.25, 0.125), (0.1, 0.1), (0.3, 0.3)]):
+        for each, params in ((optimizer, ours), (peer, theirs)):
+            for group, rate in zip(each.param_groups, rates, strict=True):
+                group["lr"] = rate
+            walk(each, params, range(step, step + 1))
+        of_groups.append(optimizer._parts[0].numbers)
+        assert_close(ours, theirs)
+    assert of_groups[0] is of_groups[1]
+    assert of_groups[1] != of_groups[2]
+    assert of_groups[3] is of_groups[4]
+
+
 def test_a_scheduler_that_cycles_the_momentum() -> None:
     optimizer, ours, peer, theirs = pair("AdamW", lr=0.1)
     cycles = [
@@ -607,6 +627,17 @@ def test_a_learning_rate_that_is_not_finite_is_refused_whole() -> None:
     set_gradients(params, 0)
     before = values(params)
     with pytest.raises(ValueError, match=r"SGD\.step: lr must be finite, got inf"):
+        optimizer.step()
+    assert equal(params, before)
+
+
+@pytest.mark.parametrize("others", [1e39, 0.1], ids=["shared", "apart"])
+def test_a_learning_rate_beyond_float32_is_refused_whole(others: float) -> None:
+    params = parameters()
+    optimizer = adapted.SGD([{"params": params[:1], "lr": others}, {"params": params[1:]}], lr=1e39)
+    set_gradients(params, 0)
+    before = values(params)
+    with pytest.raises(ValueError, match=r"^SGD(\.step)?: lr must be finite in float32, got 1e\+39$"):
         optimizer.step()
     assert equal(params, before)
 

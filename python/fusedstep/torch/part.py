@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from fusedstep.torch.fused import Fused
 
 Group = dict[str, Any]  # one of param_groups
-Numbers = tuple[
-    float, float, float, list[float]
-]  # learning rate, decay, L2 penalty, the rule's hyperparameters
+# Of a group: multiplier of the step's learning rate, decay, L2 penalty, the rule's hyperparameters.
+Numbers = tuple[float, float, float, list[float]]
 Seat = tuple["weakref.ref[Tensor]", int]  # a live tensor in the state, and the address of its memory
 
 # A rule's hyperparameters, from a parameter group.
@@ -45,6 +44,7 @@ WORDS = {
     ".build: ": ".step: ",
     "learning_rate times a variable's multiplier": "lr",
     "learning_rate times weight_decay": "lr times weight_decay",
+    "learning_rate must": "lr must",
     "got 1.0 * ": "got ",
     "forget(variables) and build again": "make a new optimizer",
     "every variable": "every parameter",
@@ -224,9 +224,9 @@ class Part:
         for i in self.single:
             if grads[i] is not None and grads[i].is_neg():
                 grads[i] = grads[i].resolve_neg()
-        self._choose_coefficients(absent)
+        rate = self._choose_coefficients(absent)
         try:
-            self.plan.step(grads, None, 1.0)
+            self.plan.step(grads, None, rate)
         except (TypeError, ValueError) as error:
             if self.places != [place_of(p) for p in self.params]:
                 raise MovedError from error
@@ -281,15 +281,15 @@ class Part:
     def _counts(self) -> tuple[bytes, bytes]:
         return self.updates.tobytes(), self.carried.tobytes()
 
-    def _choose_coefficients(self, absent: list[int]) -> None:
-        """Tell the plan what each parameter is updated with, where that changed."""
-        numbers = [self._numbers(group) for group in self.groups]
+    def _choose_coefficients(self, absent: list[int]) -> float:
+        """Tell the plan what each parameter is updated with, where that changed; return the learning rate."""
+        rate, numbers = self._rate_and_numbers()
         if absent == self.absent and self._counts() == self.counted:
             if numbers != self.numbers:
                 carried = [self.plan.carried_of(k) for k in range(len(self.classes))]
                 self.plan.set_groups(self._sets(numbers, carried), None)
                 self.numbers = numbers
-            return
+            return rate
         self._check_counts()
         # (Not 0 where there are averages: all of them would start there.)
         self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.ema is not None))
@@ -303,6 +303,7 @@ class Part:
         given[absent] = False
         self.members_of = [np.flatnonzero((np.array(of) == k) & given) for k in range(len(position))]
         self.absent, self.numbers = absent, numbers
+        return rate
 
     def _check_counts(self) -> None:
         """Refuse what is no number of updates, as in a state that was edited, or was float16 once."""
@@ -327,12 +328,22 @@ class Part:
             for (group, late), product in zip(self.classes, carried, strict=True)
         ]
 
-    def _numbers(self, group: Group) -> Numbers:
-        """Return learning rate, decoupled decay, L2 penalty and the rule's hyperparameters."""
+    def _rate_and_numbers(self) -> tuple[float, list[Numbers]]:
+        """Return a step's learning rate, and what each group has.
+
+        Where all have the same learning rate, it is the step's: schedulers may change it in every step, and
+        what groups have is written to a GPU.
+        """
+        rates = [float(group["lr"]) for group in self.groups]
+        if all(rate == rates[0] for rate in rates):
+            return rates[0], [self._numbers(group, 1.0) for group in self.groups]
+        return 1.0, [self._numbers(*of) for of in zip(self.groups, rates, strict=True)]
+
+    def _numbers(self, group: Group, multiplier: float) -> Numbers:
         decay = float(group["weight_decay"])
         decoupled = self.may_decouple and group["decoupled_weight_decay"]
         return (
-            float(group["lr"]),
+            multiplier,
             decay if decoupled else 0.0,
             0.0 if decoupled else decay,
             [float(number_of(group)) for number_of in self.numbers_of],

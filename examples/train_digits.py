@@ -4,7 +4,7 @@ The network, 64-128-64-10 with ReLU, is written out by hand: forward, cross entr
 does the one thing left, the update. Beside it, on copies of the same weights and with the same gradients,
 runs the same update as a NumPy expression: both must end with the same weights, and both are timed.
 
-    pip install "fusedstep[examples]"
+    pip install ".[examples]"
     python examples/train_digits.py --optimizer adam
 
 With ``--device cuda`` all of this is on a GPU, with CuPy in the place of NumPy.
@@ -36,7 +36,7 @@ try:
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 except ModuleNotFoundError as error:
-    sys.exit(f'This example needs {error.name}, which is not installed: pip install "fusedstep[examples]"')
+    sys.exit(f'This example needs {error.name}, which is not installed: pip install ".[examples]"')
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int64]

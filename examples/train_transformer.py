@@ -5,7 +5,7 @@ a layer norm, read it; the mean of their outputs tells the digit. Forward and ba
 hand, once for both libraries. The update of all arrays is one call of fusedstep: AdamW with a schedule,
 clipped by the norm of all gradients, no decay for biases and norms.
 
-    pip install "fusedstep[examples]"
+    pip install ".[examples]"
     python examples/train_transformer.py
     python examples/train_transformer.py --device cuda --graph
 
@@ -228,9 +228,7 @@ def digits_data() -> tuple[Array, Array, Array, Array]:
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
-        sys.exit(
-            f'This example needs {error.name}, which is not installed: pip install "fusedstep[examples]"'
-        )
+        sys.exit(f'This example needs {error.name}, which is not installed: pip install ".[examples]"')
     images, digits = load_digits(return_X_y=True)
     order = np.random.default_rng(42).permutation(len(images))
     images, digits = (images[order] / 16).astype(np.float32).reshape(-1, ROWS, PIXELS), digits[order]

@@ -512,7 +512,7 @@ def test_a_failed_save_leaves_what_was_there(
 
 def test_errors_of_the_system_and_links(tmp_path: Path) -> None:
     opt, path = saved(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no folder/state'$"):
         opt.save(tmp_path / "no folder" / "state")
     with pytest.raises(IsADirectoryError):
         opt.save(tmp_path)

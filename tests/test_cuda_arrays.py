@@ -5,6 +5,8 @@ import gc
 import re
 import shutil
 import sys
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -207,6 +209,48 @@ def test_a_gradient_that_moved(gpus: None) -> None:
     gradient.__cuda_array_interface__ = other.__cuda_array_interface__
     optimizer.apply([gradient], [w])
     assert w.copy().tolist() == [-11.0] * 5
+
+
+def test_other_threads_run_while_one_waits_for_a_gpu(gpus: None) -> None:
+    """What it waits for may be one of them: a function of Python's that was put on a stream."""
+    (w,) = put([np.zeros(5)])
+    optimizer, turns = SGD(1.0, momentum=0.5, skip_nonfinite=True), []
+    optimizer.apply(put([np.ones(5)]), [w])
+    simulation.make_waits_last(0.05)
+    waiting = threading.Event()
+
+    def count() -> None:
+        while not waiting.is_set():
+            turns.append(time.monotonic())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        for wait in (
+            lambda: optimizer.iterations,
+            w.copy,
+            lambda: w.assign(np.zeros(5)),
+            optimizer.state_dict,
+        ):
+            begin = time.monotonic()
+            wait()
+            end = time.monotonic()
+            assert end - begin > 0.04
+            assert sum(begin < turn < end for turn in turns) > 5
+    finally:
+        waiting.set()
+        thread.join()
+
+
+def test_what_dlpack_may_ask_for(gpus: None) -> None:
+    (w,) = put([np.zeros(5)])
+    w.__dlpack__(stream=None, max_version=(1, 0), dl_device=None, copy=None)
+    w.__dlpack__(copy=False, dl_device=w.__dlpack_device__())
+    with pytest.raises(BufferError, match="no copy; leave out copy=True and copy what you get"):
+        w.__dlpack__(copy=True)
+    with pytest.raises(BufferError, match=r"is on cuda:0 and stays there; copy\(\) gives a NumPy array"):
+        w.__dlpack__(dl_device=(1, 0))
 
 
 def wide() -> DeviceArray:

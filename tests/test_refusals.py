@@ -21,6 +21,7 @@ from fusedstep import (
     SGD,
     Adagrad,
     Adam,
+    CosineDecay,
     Optimizer,
     RMSprop,
     build_info,
@@ -1111,6 +1112,12 @@ RATES: list[tuple[str, Any, str]] = [
     ("an array's nan", np.array(np.nan), "ValueError: Adam: learning_rate must be finite, got nan"),
     ("a huge integer", 10**400, "ValueError: Adam: learning_rate must be finite, got {ANY}"),
     ("None", None, f"{REAL}None of type NoneType"),
+    (
+        "a class",
+        CosineDecay,
+        "TypeError: Adam: learning_rate must be a number, a schedule or a callable, got the class"
+        " CosineDecay; make an instance of it",
+    ),
     ("text", "0.1", f"{REAL}'0.1' of type str"),
     ("complex", 1j, f"{REAL}1j of type complex"),
     ("bool", True, f"{REAL}True of type bool"),
@@ -1516,6 +1523,18 @@ def test_strided_gradient_in_its_own_variable_is_read_before_it_is_written() -> 
     assert (w == expected).all()
 
 
+def test_an_iterator_that_was_read_before() -> None:
+    """No step would be made, and nobody told."""
+    opt, w = SGD(1.0), np.zeros(3)
+    pairs = zip([np.ones(3)], [w], strict=True)
+    assert opt.apply_gradients(pairs) == 1
+    with pytest.raises(
+        ValueError, match=r"^SGD\.apply_gradients: the zip has no pairs; an iterator can be read"
+    ):
+        opt.apply_gradients(pairs)
+    assert opt.iterations == 1
+
+
 def test_good_neighbours_of_refusals() -> None:
     """Adjacent memory, a view of a variable, read-only gradients, empty calls, NumPy scalars."""
     buffer = np.zeros(30, np.float32)
@@ -1526,6 +1545,7 @@ def test_good_neighbours_of_refusals() -> None:
     assert opt.apply([gradient, gradient], [a, b]) == 1
     assert opt.apply([np.ones(10)], [a[:]]) == 2, "a view of the very memory is the variable"
     assert opt.apply([], []) == 2
+    assert opt.apply_gradients([]) == 2
     assert (a == -1).all()
     assert (b == 0).all()
     scalar = np.array(1.0)

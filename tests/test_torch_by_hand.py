@@ -842,10 +842,23 @@ def test_averages_that_nobody_keeps_are_refused() -> None:
     other.load_state_dict(optimizer.state_dict())
     step(other, 1)
     with (
-        pytest.raises(RuntimeError, match=r"SGD\.averaged: there are no averages; pass ema=0\.999"),
+        pytest.raises(
+            RuntimeError, match=r"SGD\.averaged: there are no averages, for ema is None; pass ema=0"
+        ),
         other.averaged(),
     ):
         pass
+    new = adapted.SGD([parameter(3)], lr=0.1, ema=0.75)
+    with pytest.raises(RuntimeError, match="for there was no update; take a step first"), new.averaged():
+        pass
+
+
+@pytest.mark.parametrize("name", ["max_norm", "ema"])
+def test_what_is_not_a_groups_is_told(name: str) -> None:
+    """Not refused: other programs keep things of their own in groups."""
+    optimizer = adapted.SGD([{"params": [parameter(3)], name: 0.5}], lr=0.1)
+    with pytest.warns(UserWarning, match=f"SGD: '{name}' in a parameter group has no effect here; pass it"):
+        step(optimizer, 0)
 
 
 def test_a_largest_norm_that_is_changed_counts_at_once() -> None:

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/device_array.hpp"
+#include "bind/gil_release.hpp"
 #include "bind/items.hpp"
 #include "bind/norm.hpp"
 #include "bind/plan.hpp"
@@ -111,6 +112,11 @@ py::object in_default_mode(const py::function& function, const py::args& args) {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Plans and kernels. The public interface is the package fusedstep.";
   import_numpy();
+  set_wait([](Devices& of, int device) {
+    GilRelease released;  // what the device has to do may wait for another thread of Python
+    if (PyGILState_Check()) released.begin();
+    of.wait(device);
+  });
   module.attr("version") = FUSEDSTEP_VERSION;
   module.attr("compiler") = __VERSION__;
   module.attr("openmp") = has_openmp();

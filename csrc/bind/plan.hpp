@@ -142,7 +142,7 @@ class Plan {
                        bool looks_up_rate, bool mean);
   void order_rows(const DeviceStep& request, bool capturing, const std::vector<void*>& streams);
   void refuse_lazy_rows(const DeviceStep& request) const;
-  void step_on_many_devices(Step step, DeviceStep& request, const Call& call, const std::vector<void*>& streams);
+  void step_on_many_devices(Step step, DeviceStep& request, Call& call, const std::vector<void*>& streams);
   void update_on_devices(const Step& step, const DeviceStep& request, const std::vector<void*>& streams);
   void finish_averages_on_devices(const Step& step);
   void* stream_of(const DevicePart& part) const;

@@ -18,7 +18,9 @@ void Plan::make_parts() {
   }
   for (const Array& array : variables_.arrays()) {
     const Variables::Built& built = variables_[array.number];
-    if (built.device == on_cpu || !devices()->is_capturing(current_stream(built.object.ptr(), built.device))) continue;
+    if (built.device == on_cpu ||
+        !devices()->is_capturing(built.device, current_stream(built.object.ptr(), built.device)))
+      continue;
     refuse_now(
         optimizer_ +
         ".build: a graph is captured, and making slots would have to wait for the GPU; build(variables), or take "
@@ -135,7 +137,7 @@ void Plan::step_on_devices(const Step& step, Call& call, const Rate& rate, const
   std::vector<void*> streams;
   for (const auto& part : parts_) {
     streams.push_back(stream_of(*part));
-    capturing |= devices()->is_capturing(streams.back());
+    capturing |= devices()->is_capturing(part->device(), streams.back());
   }
   DeviceStep request = describe_on_devices(step, call.replicas, mean);
   if (custom_ && capturing) {
@@ -242,13 +244,14 @@ void Plan::order_rows(const DeviceStep& request, bool capturing, const std::vect
 }
 
 // With variables in several places the host decides. It waits for the devices where there are norms.
-void Plan::step_on_many_devices(Step step, DeviceStep& request, const Call& call, const std::vector<void*>& streams) {
+void Plan::step_on_many_devices(Step step, DeviceStep& request, Call& call, const std::vector<void*>& streams) {
   std::optional<CustomStep> custom;
   if (calls_python()) {
     step.custom = &custom.emplace(*custom_);
     custom->gradients = call.held();
   }
   if (norms_.wanted()) {
+    call.hold_or_raise();  // whatever other threads do to the lists while this one waits
     for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->launch_norms(request, streams[i]);
     sums_elsewhere_.assign(count(), 0);
     norms_.finite_elsewhere = true;
@@ -274,7 +277,8 @@ void Plan::finish_averages_on_devices(const Step& step) {
 }
 
 bool Plan::is_capturing() const {
-  return std::ranges::any_of(parts_, [&](const auto& part) { return devices()->is_capturing(stream_of(*part)); });
+  return std::ranges::any_of(
+      parts_, [&](const auto& part) { return devices()->is_capturing(part->device(), stream_of(*part)); });
 }
 
 // Raises, for what would have to wait: that ends a capture.

@@ -60,6 +60,7 @@ void Plan::configure(const std::string& rule, const std::unordered_map<std::stri
     of[i] = static_cast<std::uint16_t>(place->second);
   }
   refuse_moves_while_capturing(of);
+  for (const auto& part : parts_) devices()->load(part->device(), number);
   // Nothing can be refused from here on.
   for (std::size_t i = 0; i < count(); ++i) variables_.freeze(i, settings.frozen);
   for (const auto& [index, its] : own) variables_.freeze(index, its.frozen);

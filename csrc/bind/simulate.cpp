@@ -49,6 +49,8 @@ void bind_simulation(py::module_& module) {
       .def_static("take_events", &take_events)
       .def_static(
           "refuse_writes", [](bool refuse) { simulation->refuses_writes = refuse; }, py::arg("refuse"))
+      .def_static(
+          "make_waits_last", [](double seconds) { simulation->wait_seconds = seconds; }, py::arg("seconds"))
       .def_static("begin_capture", [] { simulation->begin_capture(); })
       .def_static("end_capture", [] { simulation->end_capture(); })
       .def_static("replay", [] { simulation->replay(); });

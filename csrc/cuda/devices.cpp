@@ -9,6 +9,7 @@ struct Known {
   std::shared_ptr<Devices> cuda, simulation;
   std::string why_not;
   bool looked = false;
+  void (*wait)(Devices& of, int device) = [](Devices& of, int device) { of.wait(device); };
 };
 
 Known& known() {
@@ -27,6 +28,14 @@ std::shared_ptr<Devices> shared_devices() {
 }
 
 }  // namespace
+
+void Devices::wait_first(int device) {
+  known().wait(*this, device);
+}
+
+void set_wait(void (*wait)(Devices& of, int device)) {
+  known().wait = wait;
+}
 
 Devices* devices() {
   return shared_devices().get();

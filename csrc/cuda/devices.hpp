@@ -18,23 +18,34 @@ class Devices {
   virtual int device_of(const void* memory) = 0;
   virtual int count() = 0;
 
-  // Zeroed memory. Raises std::runtime_error, as all do, with what CUDA says.
+  // Waits for all that the device has to do. Raises std::runtime_error, as all do, with what CUDA says.
+  virtual void wait(int device) = 0;
+  // Zeroed memory.
   virtual void* allocate(int device, std::size_t bytes) = 0;
   virtual void free(int device, void* memory) noexcept = 0;
-  // Both wait for all that the device has to do, and are done when they return.
+  // Both wait, as allocate does, and are done when they return.
   virtual void write(int device, void* to, const void* from, std::size_t bytes) = 0;
   virtual void read(int device, void* to, const void* from, std::size_t bytes) = 0;
-  // Goes onto the stream, and waits for nothing where it is little; `from` is read before it returns.
+  // Goes onto the stream, and waits for nothing; `from`, of whole words of 8 bytes, is read before it returns.
   virtual void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) = 0;
   // Waits for nothing, and does not go into the graph that some stream is captured for.
   virtual void write_during_capture(int device, void* to, const void* from, std::size_t bytes) = 0;
 
-  // `rule` is the number in the list of rules.
+  // Has all kernels on the device that steps of a rule may need: the driver loads each when it is first asked for,
+  // which may wait, and which older ones refuse while a graph is captured. `rule` is the number in the list of rules.
+  virtual void load(int device, int rule) = 0;
   virtual void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) = 0;
   virtual void launch_order(int device, const OrderPass& pass, void* stream) = 0;
   // Whether what is put on the stream goes into a graph, to run later.
-  virtual bool is_capturing(void* stream) = 0;
+  virtual bool is_capturing(int device, void* stream) = 0;
+
+ protected:
+  // What waits begins with this: wait(), in the way that was set.
+  void wait_first(int device);
 };
+
+// How threads wait for a device from now on: the binding has other threads of Python run meanwhile.
+void set_wait(void (*wait)(Devices& of, int device));
 
 // Null where this build or this machine has none; why_no_devices() says why. The first call looks for CUDA's.
 Devices* devices();

@@ -1,7 +1,9 @@
 // CUDA's side: the kernels, a block of them as a team, and the devices. The only file that knows CUDA.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <vector>
@@ -131,6 +133,10 @@ __global__ void __launch_bounds__(block_threads) order_kernel(const __grid_const
   order_block(team, pass, tile);
 }
 
+__global__ void __launch_bounds__(block_threads) write_kernel(const __grid_constant__ WordsToWrite written) {
+  for (std::uint32_t i = threadIdx.x; i < written.count; i += block_threads) written.to[i] = written.words[i];
+}
+
 }  // namespace FUSEDSTEP_TARGET
 
 namespace {
@@ -207,7 +213,13 @@ class CudaDevices : public Devices {
 
   int count() override { return count_; }
 
+  void wait(int device) override {
+    const OnDevice on(device);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+
   void* allocate(int device, std::size_t bytes) override {
+    wait_first(device);
     const OnDevice on(device);
     void* memory = nullptr;
     const cudaError_t code = cudaMalloc(&memory, bytes);
@@ -237,6 +249,7 @@ class CudaDevices : public Devices {
   }
 
   void write(int device, void* to, const void* from, std::size_t bytes) override {
+    wait_first(device);
     const OnDevice on(device);
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     check(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
@@ -244,17 +257,23 @@ class CudaDevices : public Devices {
   }
 
   void read(int device, void* to, const void* from, std::size_t bytes) override {
+    wait_first(device);
     const OnDevice on(device);
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
   }
 
-  // Pageable memory is copied to where the driver keeps it before this returns; where there is much of it, the driver
-  // may wait for the stream first.
   void write_in_order(int device, void* to, const void* from, std::size_t bytes, void* stream) override {
     const OnDevice on(device);
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
-          "cudaMemcpyAsync");
+    WordsToWrite written = {};
+    const std::size_t words = bytes / sizeof(written.words[0]);
+    for (std::size_t begin = 0; begin < words; begin += most_words) {
+      written.to = static_cast<std::uint64_t*>(to) + begin;
+      written.count = static_cast<std::uint32_t>(std::min<std::size_t>(words - begin, most_words));
+      std::memcpy(written.words, static_cast<const std::uint64_t*>(from) + begin,
+                  written.count * sizeof(written.words[0]));
+      put_on_stream<WordsToWrite>(device, write_kernel, 1, written, stream);
+    }
   }
 
   void write_during_capture(int device, void* to, const void* from, std::size_t bytes) override {
@@ -268,6 +287,17 @@ class CudaDevices : public Devices {
     if (beside != nullptr) cudaStreamDestroy(beside);
     check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
     check(code, "a copy beside a captured stream");
+  }
+
+  void load(int device, int rule) override {
+    const OnDevice on(device);
+    const KernelsOfRule& of_rule = kernels_.at(static_cast<std::size_t>(rule));
+    for (const Kernel kernel : all_kernels) {
+      const Function<Launch> function = function_of(of_rule, kernel);
+      if (function != nullptr) most_blocks(device, function);
+    }
+    most_blocks(device, order_kernel);
+    most_blocks(device, write_kernel);
   }
 
   void launch(int device, int rule, Kernel kernel, const Launch& launch, void* stream) override {
@@ -284,7 +314,8 @@ class CudaDevices : public Devices {
     put_on_stream<OrderPass>(device, order_kernel, tiles_of(pass), pass, stream);
   }
 
-  bool is_capturing(void* stream) override {
+  bool is_capturing(int device, void* stream) override {
+    const OnDevice on(device);  // whose the stream is where it is null
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "cudaStreamIsCapturing");
     return status != cudaStreamCaptureStatusNone;
@@ -303,7 +334,7 @@ class CudaDevices : public Devices {
         "the launch of a kernel");
   }
 
-  // As many blocks as the device runs at once, for each kernel.
+  // As many blocks as the device runs at once, for each kernel. Who asks for the first time has it loaded.
   template <class Parameter>
   std::uint32_t most_blocks(int device, Function<Parameter> function) {
     const std::lock_guard lock(mutex_);

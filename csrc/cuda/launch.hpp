@@ -23,6 +23,9 @@ enum class Kernel : std::uint8_t {
   take_back,     // and after it
 };
 
+constexpr Kernel all_kernels[] = {Kernel::bare,         Kernel::staged,    Kernel::second,   Kernel::norms,
+                                  Kernel::norms_of_any, Kernel::hand_over, Kernel::take_back};
+
 FUSEDSTEP_HOST_DEVICE constexpr bool is_of_norms(Kernel kernel) {
   return kernel == Kernel::norms || kernel == Kernel::norms_of_any;
 }
@@ -67,6 +70,17 @@ struct OrderPass {
   SparseGradient gradient;  // with the keys where the last pass puts them,
   SparseGradient* written;  // and where the first pass writes it, so that nothing is copied to the device
 };
+
+// What a kernel writes that gets it as a parameter: unlike a copy from the host's memory, that never waits. So much
+// fits beside the address where kernels' parameters are at their smallest, 4096 bytes.
+constexpr std::uint32_t most_words = 510;
+
+struct WordsToWrite {
+  std::uint64_t* to;
+  std::uint32_t count;
+  std::uint64_t words[most_words];
+};
+static_assert(sizeof(WordsToWrite) <= 4096);
 
 // A gradient in 8 bytes: its address, which has less than 57 bits, its dtype above them, and on top whether the address
 // is that of a SparseGradient. Zero where there is none.

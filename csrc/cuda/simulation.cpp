@@ -1,9 +1,11 @@
 #include "cuda/simulation.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
 #include "cpu/float_environment.hpp"
 #include "cuda/custom.hpp"
@@ -151,13 +153,14 @@ int Simulation::device_of(const void* memory) {
   return address < begin + of.first ? of.second : -1;
 }
 
-void Simulation::wait() {
+void Simulation::wait(int) {
   if (capturing_) throw std::runtime_error("a captured stream cannot be waited for");
+  if (wait_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(wait_seconds));
   read_by_kernels_.clear();
 }
 
 void* Simulation::allocate(int device, std::size_t bytes) {
-  wait();
+  wait_first(device);
   events.push_back({"allocate", device, 0});
   constexpr std::size_t alignment = 256;  // as CUDA's
   void* const memory =
@@ -175,14 +178,14 @@ void Simulation::free(int device, void* memory) noexcept {
 }
 
 void Simulation::write(int device, void* to, const void* from, std::size_t bytes) {
-  wait();
+  wait_first(device);
   if (refuses_writes) throw std::runtime_error("CUDA: cudaMemcpy failed: simulated");
   events.push_back({"write", device, 0});
   std::memcpy(to, from, bytes);
 }
 
 void Simulation::read(int device, void* to, const void* from, std::size_t bytes) {
-  wait();
+  wait_first(device);
   events.push_back({"read", device, 0});
   std::memcpy(to, from, bytes);
 }

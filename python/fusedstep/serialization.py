@@ -140,6 +140,7 @@ def class_of(
         kind = "class" if base is object else base.__name__.lower()
         raise ValueError(
             f"{who}: no {kind} is named '{name}'; there are {', '.join([*custom, *registered(base)])}"
+            " (fusedstep.register adds a class of your own)"
         )
     return cls
 

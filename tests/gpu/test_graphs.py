@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import Array, random_array
-from fusedstep import SGD, Adagrad, Adam, AdamW, Lamb, Lion, Nadam, Optimizer
+from fusedstep import SGD, Adagrad, Adam, Adamax, AdamW, Lamb, Lion, Nadam, Optimizer
 from gpu.libraries import GPU, assert_same, fresh, host, loaded, on_gpu
 from reference import Reference
 
@@ -229,6 +229,20 @@ def test_settings_of_a_capture_are_not_those_of_steps_before(cupy: Any) -> None:
         graph.launch(stream)
         stream.synchronize()
     assert (host(w) == 8 * 0.5 * 0.75).all()
+
+
+def test_the_first_launch_of_a_kernel_may_be_captured(cupy: Any) -> None:
+    """It was loaded before: a driver may refuse that while a graph is captured, and it may wait."""
+    library = loaded("cupy")
+    start, grads = arrays(1), arrays(2)
+    optimizer, variables, given = Adamax(0.1), on_gpu(library, start), on_gpu(library, grads)
+    reference = Reference(Adamax(0.1, clipvalue=0.5), start)
+    optimizer.clipvalue = 0.5
+    optimizer.build(variables)
+    play = captured_by_cupy(lambda: optimizer.apply(given))
+    play()
+    reference.apply(grads)
+    assert_same(optimizer, variables, reference)
 
 
 def test_a_graph_keeps_its_copy_of_a_strided_gradient(cupy: Any) -> None:

@@ -165,9 +165,11 @@ def write(path: Path, state: dict[str, Any], who: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, whole)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename = os.fspath(path)  # which is known to the caller
         raise
     folder = os.open(os.path.dirname(whole), os.O_RDONLY)
     try:

@@ -61,6 +61,11 @@ class LearningRate:
         """Return a finite float, or what to ask at every step, or raise."""
         if isinstance(value, Mapping):
             value = deserialize(value)
+        if isinstance(value, type) and issubclass(value, LearningRateSchedule):
+            raise TypeError(
+                f"{who}: learning_rate must be a number, a schedule or a callable, got the class"
+                f" {value.__name__}; make an instance of it"
+            )
         if callable(value) or _native.is_on_device(value):
             return AskedLearningRate(value)
         number = real_in(value, f"{who}: learning_rate")

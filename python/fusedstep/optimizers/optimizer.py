@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -73,8 +73,8 @@ class Optimizer(WithOptions):
             clip options at most. Norms are sums of squares in float64 in a fixed order, which do not
             overflow, but of float64 beyond 1e154.
         use_ema: keep an average of every variable, ``average = m*average + (1 - m)*p`` at every call with
-            m = ``ema_momentum``, from the first step's result on; :meth:`finalize_variable_values` puts
-            it into the variables.
+            m = ``ema_momentum``, from the first update's result on, also at calls that only accumulate;
+            :meth:`finalize_variable_values` puts it into the variables.
         ema_momentum: m, in [0, 1].
         ema_overwrite_frequency: put the averages into the variables at every so-many-th update, which is
             after each of the calls that make it; None for never.
@@ -214,6 +214,7 @@ class Optimizer(WithOptions):
             learning_rate_multiplier: what their learning rate is multiplied by, in (-inf, inf).
             weight_decay: in the place of the optimizer's, in [0, inf).
             frozen: whether steps leave them alone, whatever their gradients, as without one: averages go on.
+                The count t of updates is the build's, and goes on, too.
 
         What is None stays as it was. These settings are the program's: copies and pickles have them, a
         :meth:`state_dict` has not.
@@ -254,7 +255,8 @@ class Optimizer(WithOptions):
 
         Args:
             var_list: arrays.
-            var_names: regular expressions, or one, to be found somewhere in the variables' names.
+            var_names: regular expressions, or one, to be found somewhere in the variables' names. (Those
+                that were built as a list have none.) One that fits no variable yet may fit a later build.
 
         Raises:
             ValueError: a name is no regular expression.
@@ -326,7 +328,8 @@ class Optimizer(WithOptions):
                 Of a variable on a GPU, indices (int32 or int64) and values are there, too. The step does not
                 wait to look at the indices: where one lies outside of the variable, its row is left out, and
                 not refused as on the CPU.
-            variables: as many arrays, or a dict with the same keys; all that were built if left out.
+            variables: as many arrays, or a dict with the same keys. If left out, all of the build that
+                was made or stepped last.
             replicas: several lists (or dicts) of gradients in the place of ``grads``: they are summed
                 in their order before anything else happens.
             mean: whether replicas are averaged instead.
@@ -457,9 +460,16 @@ class Optimizer(WithOptions):
         Args:
             grads_and_vars: any iterable of pairs; it is read once.
 
-        Returns, raises: as :meth:`apply`.
+        Returns, raises: as :meth:`apply`. Besides, an iterator that was read before, such as a zip, is
+        refused, where an empty list is a step of no variables.
         """
-        grads, variables = _native.unzip(grads_and_vars, f"{type(self).__name__}.apply_gradients")
+        who = f"{type(self).__name__}.apply_gradients"
+        grads, variables = _native.unzip(grads_and_vars, who)
+        if not grads and isinstance(grads_and_vars, Iterator):
+            raise ValueError(
+                f"{who}: the {type(grads_and_vars).__name__} has no pairs; an iterator can be read only once,"
+                " make another"
+            )
         return self.apply(grads, variables)
 
     def minimize(self, loss: Callable[..., Any], var_list: Any = None) -> Any:
@@ -471,8 +481,9 @@ class Optimizer(WithOptions):
                 them if ``var_list`` is one. The package autograd then finds the gradients, for which loss
                 must be written with ``autograd.numpy`` in the place of ``numpy``. Variables of 16 bits come
                 in float32.
-            var_list: the variables, a list or a dict; all that were built if left out. Or a callable that
-                returns them, called after a loss without arguments, which may make them.
+            var_list: the variables, a list or a dict; if left out, all of the build that was made or
+                stepped last. Or a callable that returns them, called after a loss without arguments,
+                which may make them.
 
         Returns:
             The loss, before the step.
@@ -627,8 +638,8 @@ class Optimizer(WithOptions):
 
         The learning rate is taken where both are numbers, because training may have changed it. Schedules,
         callables and arrays, and all other hyperparameters, stay the optimizer's own; a warning names those
-        that differ. To have all of them from the state, make the optimizer of it:
-        ``fusedstep.get(state)``.
+        that differ. To have all of them from the state, make the optimizer of it,
+        ``fusedstep.get(state)``, which has no state yet, and load that into it.
 
         Args:
             state: what :meth:`state_dict` returned. It is copied.

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -155,12 +156,17 @@ class Fused(torch.optim.Optimizer):
         """Have the averages that ``ema`` keeps in the parameters, until the end of the ``with`` block.
 
         Raises:
-            RuntimeError: there are none, or none that this optimizer keeps.
+            RuntimeError: this optimizer keeps none, or has made no update yet.
         """
         kept = self.state.items() if self.ema is not None else ()
         averages = {p: state["ema"] for p, state in kept if "ema" in state}
         if not averages:
-            raise RuntimeError(f"{type(self).__name__}.averaged: there are no averages; pass ema=0.999")
+            why = (
+                "ema is None; pass ema=0.999"
+                if self.ema is None
+                else "there was no update; take a step first"
+            )
+            raise RuntimeError(f"{type(self).__name__}.averaged: there are no averages, for {why}")
         before = {p: p.detach().clone() for p in averages}
         for p, average in averages.items():
             p.copy_(average)
@@ -231,6 +237,13 @@ class Fused(torch.optim.Optimizer):
     def _make_parts(self) -> list[Part]:
         """Sort the parameters that have a gradient, or had one, by what one native call can do."""
         self._check_options()
+        for name in ("max_norm", "ema"):
+            if any(name in group for group in self.param_groups):
+                warnings.warn(
+                    f"{type(self).__name__}: '{name}' in a parameter group has no effect here; pass it to the"
+                    " constructor, for all groups",
+                    stacklevel=2,
+                )
         members: dict[Any, list[tuple[Tensor, Group, str]]] = {}
         waiting = []
         for group in self.param_groups:

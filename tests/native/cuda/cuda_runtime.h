@@ -4,9 +4,11 @@
 // What is not here, a program cannot call; what is, refuses what it does not do.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "errors.hpp"
@@ -128,12 +130,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = on_the_host::Devices::multiprocessors;
   return cudaSuccess;
 }
-template <class Parameter>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameter), int, std::size_t) {
-  *blocks = 1;
-  return cudaSuccess;
-}
-
 namespace on_the_host {
 
 // The device that has this memory, all of it; -1 where none has.
@@ -168,6 +164,23 @@ inline cudaError_t cudaMemGetInfo(std::size_t* left, std::size_t* total) {
   static const std::size_t all = on_the_host::Memory().left;
   *left = on_the_host::current_device().memory.left;
   *total = all;
+  return cudaSuccess;
+}
+// Who asks of a kernel for the first time has it loaded, which older drivers refuse while a graph is captured.
+template <class Parameter>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*kernel)(Parameter), int, std::size_t) {
+  static std::set<std::pair<int, const void*>> loaded;
+  const std::pair of(on_the_host::devices().current, reinterpret_cast<const void*>(kernel));
+  if (!loaded.contains(of)) {
+    const auto captures = [](const on_the_host::Stream* stream) {
+      return stream->status != cudaStreamCaptureStatusNone;
+    };
+    if (std::ranges::any_of(on_the_host::devices().streams, captures)) {
+      return on_the_host::answer(cudaErrorStreamCaptureUnsupported);
+    }
+    loaded.insert(of);
+  }
+  *blocks = 1;
   return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {

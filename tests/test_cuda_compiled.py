@@ -42,6 +42,7 @@ ALONE = {
     "custom_kernelILNS_6KernelE5E": (2 + 2 + 4, 2 + 2 * 2),
     "custom_kernelILNS_6KernelE6E": (2, 2),
     "order_kernel": (0, 0),
+    "write_kernel": (0, 0),
 }
 # An instruction's predicate, name and operands.
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/ +(@!?\w+ )? *([A-Z][\w.]*)([^;]*);", re.MULTILINE)

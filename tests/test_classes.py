@@ -83,7 +83,7 @@ EVERY_CLASS = {
     "global_clipnorm": "(0, inf)",
     "clipvalue": "(0, inf)",
     "ema_momentum": "[0, 1]",
-    "loss_scale_factor": f"[{2.0**-126}, {2.0**126}]",
+    "loss_scale_factor": "[2^-126, 2^126]",
 }
 TORCH: list[tuple[type[Optimizer], str, str]] = [
     (SGD, "dampening", "[0, 1]"),
@@ -194,7 +194,8 @@ def test_modules() -> None:
 
 def bounds(interval: str) -> tuple[list[float], list[float]]:
     """Numbers at the ends of an interval: those in it, and those outside."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    ends = [end.strip() for end in interval[1:-1].split(",")]
+    low, high = (2.0 ** int(end[2:]) if end.startswith("2^") else float(end) for end in ends)
     inside, outside = [np.nextafter(low, np.inf)], [np.nextafter(low, -np.inf), -np.inf, np.nan]
     (inside if interval[0] == "[" else outside).append(low)
     (inside if interval[-1] == "]" else outside).append(high)

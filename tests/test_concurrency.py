@@ -207,7 +207,7 @@ def test_the_same_variables_from_two_threads_at_once() -> None:
     in_threads([train, train])
     assert set(refused) == {
         "Adam: these variables are in the middle of another step, or their state is being copied;"
-        " threads take turns with a lock or have an optimizer each, and what a step calls cannot step"
+        " use a lock between threads, or an optimizer for each (and what a step calls cannot step)"
     }
     assert opt.iterations == len(done) < 41
     twin, expected = Adam(0.01), normal(LARGE)

@@ -250,7 +250,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         (
             opt.state_dict() | {"finite_calls": -1},
             ValueError,
-            "finite_calls must lie in [0, 9223372036854775808), got -1",
+            "finite_calls must lie in [0, 2^63), got -1",
         ),
         (opt.state_dict() | {"finite_calls": "1"}, ValueError, "reading it ends with TypeError"),
         (opt.state_dict() | {"config": {}}, ValueError, "reading it ends with KeyError: 'inner_optimizer'"),
@@ -304,7 +304,7 @@ def test_configurations() -> None:
         (
             lambda: (SGD(), 8.0, 0),
             ValueError,
-            "dynamic_growth_steps must lie in [1, 9223372036854775808), got 0",
+            "dynamic_growth_steps must lie in [1, 2^63), got 0",
         ),
         (lambda: (SGD(), 8.0, 1.5), TypeError, "dynamic_growth_steps must be an integer, got 1.5"),
         (lambda: (SGD(), 8.0, True), TypeError, "dynamic_growth_steps must be an integer, got True"),

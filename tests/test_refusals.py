@@ -724,6 +724,11 @@ BAD_CALLS: list[Row] = [
         lambda s: s.opt.slots(s.bias.copy()),
         "KeyError: {ANY}Adam.slots: this array was never built; build(variables) first{ANY}",
     ),
+    (
+        "the slots of a name",
+        lambda s: s.opt.slots("dense/bias"),
+        "TypeError: Adam.slots: must be an array that was built, got 'dense/bias'",
+    ),
 ]
 
 

@@ -117,7 +117,7 @@ void Plan::check_written(const std::vector<std::shared_ptr<Plan>>& others) const
 Plan::Exclusive::Exclusive(Plan& plan) : plan_(plan) {
   if (!plan.stepping_.exchange(true)) return;
   refuse_now(plan.optimizer_ + ": these variables are in the middle of another step, or their state is being copied; " +
-             "threads take turns with a lock or have an optimizer each, and what a step calls cannot step");
+             "use a lock between threads, or an optimizer for each (and what a step calls cannot step)");
 }
 
 int Plan::visit_kept(visitproc visit, void* arg) const {  // as the macro wants it named

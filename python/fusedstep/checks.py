@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 
 
+def _number(text: str) -> float:
+    base, power, exponent = text.partition("^")
+    return math.pow(float(base), float(exponent)) if power else float(base)
+
+
 class Interval:
-    """An interval in the notation of mathematics: "[0, 1)" has 0 and not 1."""
+    """An interval in the notation of mathematics: "[0, 1)" has 0 and not 1; "2^63" is a number, too."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        low, high = text[1:-1].split(",")
-        self.low, self.high = float(low), float(high)
+        self.low, self.high = map(_number, text[1:-1].split(","))
         self.has_low, self.has_high = text[0] == "[", text[-1] == "]"
 
     def __contains__(self, x: float) -> bool:

@@ -305,7 +305,7 @@ class LossScaleOptimizer(Optimizer):
             inner = state["config"]["inner_optimizer"]
             inner_state = {**state, "class_name": inner["class_name"], "config": dict(inner["config"])}
             scale = real_in(state["dynamic_scale"], f"{who}: dynamic_scale", SCALES)
-            finite_calls = integer_in(state["finite_calls"], f"{who}: finite_calls", f"[0, {2**63})")
+            finite_calls = integer_in(state["finite_calls"], f"{who}: finite_calls", "[0, 2^63)")
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{who}: state must be what state_dict returned, but reading it ends with"

@@ -599,7 +599,10 @@ class Optimizer(WithOptions):
 
         Raises:
             KeyError: the variable was never built.
+            TypeError: it is a name.
         """
+        if isinstance(variable, str):
+            raise TypeError(f"{type(self).__name__}.slots: must be an array that was built, got {variable!r}")
         for plan in self._plans:
             if plan.owns(variable):
                 index = plan.index_of(variable)

@@ -1,12 +1,14 @@
 """The options that all optimizers take, apart from what is the rule's."""
 
+from math import log2
+
 from fusedstep import _native
 from fusedstep.optimizers.declared import Declared
 from fusedstep.optimizers.hyperparameters import hyperparameter
 from fusedstep.optimizers.learning_rate import LearningRate
 
-COUNTS = f"[1, {2**63})"  # what C++ has integers for
-SCALES = f"[{_native.smallest_loss_scale!r}, {_native.largest_loss_scale!r}]"
+COUNTS = "[1, 2^63)"  # what C++ has integers for
+SCALES = "[2^{:.0f}, 2^{:.0f}]".format(*map(log2, (_native.smallest_loss_scale, _native.largest_loss_scale)))
 
 
 class WithOptions(Declared):

@@ -216,7 +216,7 @@ def test_other_threads_run_while_one_waits_for_a_gpu(gpus: None) -> None:
     (w,) = put([np.zeros(5)])
     optimizer, turns = SGD(1.0, momentum=0.5, skip_nonfinite=True), []
     optimizer.apply(put([np.ones(5)]), [w])
-    simulation.make_waits_last(0.05)
+    simulation.make_waits_last(0.1)
     waiting = threading.Event()
 
     def count() -> None:
@@ -236,8 +236,8 @@ def test_other_threads_run_while_one_waits_for_a_gpu(gpus: None) -> None:
             begin = time.monotonic()
             wait()
             end = time.monotonic()
-            assert end - begin > 0.04
-            assert sum(begin < turn < end for turn in turns) > 5
+            assert end - begin > 0.09
+            assert sum(begin < turn < end for turn in turns) > 3
     finally:
         waiting.set()
         thread.join()

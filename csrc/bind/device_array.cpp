@@ -36,7 +36,7 @@ py::dict DeviceArray::cuda_array_interface() const {
   return described;
 }
 
-void DeviceArray::check_export(const py::dict& arguments) const {
+py::capsule DeviceArray::dlpack(const py::kwargs& arguments) const {
   const auto given = [&](const char* name) {
     return arguments.contains(name) ? py::object(arguments[name]) : py::object(py::none());
   };
@@ -47,9 +47,6 @@ void DeviceArray::check_export(const py::dict& arguments) const {
   if (!device.is_none() && !device.equal(dlpack_device())) {
     throw py::buffer_error("this array is on " + name_of(device_) + " and stays there; copy() gives a NumPy array");
   }
-}
-
-py::capsule DeviceArray::dlpack() const {
   auto* const exported = new Exported{{}, {shape_.begin(), shape_.end()}, owner_};
   const auto ndim = static_cast<std::int32_t>(shape_.size());
   exported->managed.tensor = {
@@ -109,11 +106,7 @@ bool read_device_array(PyObject* object, HeldView& view) {
 void bind_device_array(py::module_& module) {
   py::class_<DeviceArray>(module, "DeviceArray")
       .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
-      .def("__dlpack__",
-           [](const DeviceArray& array, const py::kwargs& arguments) {
-             array.check_export(arguments);
-             return array.dlpack();
-           })
+      .def("__dlpack__", &DeviceArray::dlpack)
       .def("__dlpack_device__", &DeviceArray::dlpack_device)
       .def("copy", &DeviceArray::to_numpy)
       .def("assign", &DeviceArray::assign, py::arg("values"))

@@ -16,8 +16,7 @@ class DeviceArray {
 
   // The standards by which libraries take it.
   py::dict cuda_array_interface() const;
-  py::capsule dlpack() const;
-  void check_export(const py::dict& arguments) const;  // raises where they ask for a copy, or another device
+  py::capsule dlpack(const py::kwargs& arguments) const;  // raises where they ask for a copy, or another device
   py::tuple dlpack_device() const;
 
   // Copies that wait.

@@ -40,7 +40,8 @@ class Devices {
   virtual bool is_capturing(int device, void* stream) = 0;
 
  protected:
-  // What waits begins with this: wait(), in the way that was set.
+  // What waits begins with this: wait(), in the way that was set. Other threads may give the device more to do
+  // meanwhile; what that is, is waited for once more, holding whatever this thread holds.
   void wait_first(int device);
 };
 

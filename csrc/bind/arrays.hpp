@@ -53,11 +53,6 @@ struct HeldView : ArrayView {
   std::array<py::ssize_t, 2 * most_dimensions> numbers;
 };
 
-// Integers that a device reads; `dtype` says nothing.
-struct IndexView : HeldView {
-  bool narrow;  // of 32 bits, else of 64
-};
-
 extern PyObject* array_type;  // numpy.ndarray
 extern int bfloat16_number;   // NumPy's number for ml_dtypes.bfloat16, once that package was seen; before, a
                               // number that no dtype has (NumPy's -1 is that of some dtypes of other packages)
@@ -96,34 +91,21 @@ inline bool read_plain_array(PyObject* object, ArrayView& view) {
 // whatever has DLPack's exchange API (PyTorch's tensors), is of CuPy, or has __cuda_array_interface__ or __dlpack__.
 bool read_array(PyObject* object, HeldView& view);
 
-// The same for integers of any library but NumPy's; false where they are of another dtype than int32 and int64.
-bool read_indices(PyObject* object, IndexView& view);
-
-// The same for arrays with DLPack's exchange API alone, and without strides; false for one element, which has to be
-// asked for more. No code of others runs. Valid until the array changes.
-bool read_exchanged_array(PyObject* object, ArrayView& view);
-
 // Whether read_array takes the object, and whether it is on a GPU.
 bool is_array(PyObject* object);
 bool is_on_device(PyObject* object);
 
-// Whether the object, which is not NumPy's, is an array of some library by what it shows; of any dtype.
-bool shows_memory(py::handle object);
+// Whether NumPy's number for ml_dtypes.bfloat16 became known just now.
+bool learn_bfloat16();
+
+std::string module_of_type(py::handle object);
+py::dict loaded_modules();
 
 // The name of an object's type, with its module where that is not Python's own.
 std::string name_of_type(py::handle object);
 
-// Whether an array is of JAX, whose arrays are immutable.
-bool is_of_jax(py::handle object);
-
-// Whether an object's array cannot change its memory, dtype or layout: who has seen it once need not look again.
-bool is_immutable_view(PyObject* object);
-
-// The stream on which the library of this GPU array puts its work now.
-void* current_stream(PyObject* object, Device device);
-
 // Fetches what read_plain_array will read. An object's shape lies elsewhere, and is known once it is here. (Always
-// inlined, as the next two: GCC drops calls of functions that do nothing else.)
+// inlined, as the next one: GCC drops calls of functions that do nothing else.)
 [[gnu::always_inline]] inline void prefetch_array(PyObject* object) {
   __builtin_prefetch(object);
   __builtin_prefetch(reinterpret_cast<const char*>(object) + 64);
@@ -132,20 +114,6 @@ void* current_stream(PyObject* object, Device device);
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == array_type) {
     __builtin_prefetch(py::detail::array_proxy(object)->dimensions);
   }
-}
-
-// The same for arrays of other libraries, ahead of object i in a loop over `object_at` of [0, count). An object of
-// PyTorch's begins with a pointer to all that a view is made of; of another library's something else is fetched, which
-// does no harm.
-template <class ObjectAt>
-[[gnu::always_inline]] inline void prefetch_ahead(const ObjectAt& object_at, std::size_t i, std::size_t count) {
-  constexpr std::size_t far = 16, near = 8;
-  if (i + far < count) prefetch_array(object_at(i + far));
-  if (i + near >= count) return;
-  PyObject* const object = object_at(i + near);
-  if (Py_TYPE(object)->tp_basicsize < static_cast<py::ssize_t>(sizeof(PyObject) + sizeof(char*))) return;
-  const char* const behind = *reinterpret_cast<char* const*>(object + 1);
-  for (int line = 0; line < 3; ++line) __builtin_prefetch(behind + line * 64);
 }
 
 // Raises the sentence for an object that read_array refused. `what` names it: "Adam.apply: grads[3]".

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "bind/interchange.hpp"
 #include "bind/refuse.hpp"
 #include "core/slices.hpp"
 

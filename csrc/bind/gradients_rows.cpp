@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "bind/gradients.hpp"
+#include "bind/interchange.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "core/gather.hpp"

@@ -1,7 +1,7 @@
 #include "bind/items.hpp"
 
-#include "bind/arrays.hpp"
 #include "bind/attribute_reader.hpp"
+#include "bind/interchange.hpp"
 #include "bind/refuse.hpp"
 
 namespace fusedstep {

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "bind/interchange.hpp"
 #include "bind/plan.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"

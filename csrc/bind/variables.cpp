@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "bind/interchange.hpp"
 #include "bind/refuse.hpp"
 #include "core/dtypes.hpp"
 #include "cuda/devices.hpp"

@@ -1,6 +1,6 @@
 """How parameters lie in memory, and how those are updated that do not lie as they are read."""
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -84,6 +84,11 @@ def odd_layout(p: Tensor, what: str) -> Permuted | Gapped | None:
     if p.is_contiguous():
         return None
     return Permuted(p) if torch.empty_like(p).stride() == p.stride() else Gapped(p)
+
+
+def refuse_shape(gradient: Tensor, p: Tensor, title: str, kind: str) -> NoReturn:
+    """Raise for a gradient of another shape, which a copy would broadcast."""
+    raise ValueError(f"{title} has shape {tuple(gradient.shape)}, its {kind} has {tuple(p.shape)}")
 
 
 def has_memory(p: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 
 from fusedstep import _native
 from fusedstep.optimizers.nadam import decay_of_one_update
-from fusedstep.torch.layouts import Gapped, Permuted, odd_layout, place_of
+from fusedstep.torch.layouts import Gapped, Permuted, odd_layout, place_of, refuse_shape
 
 if TYPE_CHECKING:
     from fusedstep.torch.fused import Fused
@@ -217,7 +217,8 @@ class Part:
                 raise MovedError
             odd.read()
             if grads[i] is not None:
-                self._check_shape(grads[i], i)
+                if grads[i].shape != odd.p.shape:  # where p.data was replaced and p.grad was not
+                    refuse_shape(grads[i], odd.p, self._title_of_gradient(i), "parameter")
                 grads[i] = odd.gradient(grads[i])
         # Of more elements, what autograd leaves to be negated has gaps, and is copied; to ask all that have
         # none would take a fifth of a step.
@@ -250,15 +251,6 @@ class Part:
         if self.unstarted:
             self._start(absent)
         self.counted = self._counts()
-
-    def _check_shape(self, grad: Tensor, index: int) -> None:
-        """Refuse what would be broadcast, where p.data was replaced and p.grad was not."""
-        p = self.params[index]
-        if grad.shape != p.shape:
-            raise ValueError(
-                f"{self._title_of_gradient(index)} has shape {tuple(grad.shape)}, its parameter has"
-                f" {tuple(p.shape)}"
-            )
 
     def _title_of_gradient(self, index: int) -> str:
         return f"{self.who}.step: the gradient of {title_of(self.params[index], self.names[index])}"

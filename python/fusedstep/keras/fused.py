@@ -1,23 +1,11 @@
-"""Keras 3's optimizers on its torch backend, with all variables updated by one native call a step.
-
-One name changes, nothing else does::
-
-    from fusedstep.keras import Adam  # was: from keras.optimizers import Adam
-
-    model.compile(optimizer=Adam(1e-3), loss="mse")
-
-The classes derive from Keras' own and have their arguments, options, configurations and files. What is
-identical, what is better and what is not supported is in examples/keras.md. Importing this where Keras has
-another backend raises RuntimeError.
-"""
+"""What all optimizers have: steps over one plan, slots as Keras' variables, a sibling for each model."""
 
 import inspect
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import keras
-import numpy as np
 
 import fusedstep
 from fusedstep import _native
@@ -35,23 +23,9 @@ import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from torch.autograd.graph import increment_version
 
-from fusedstep.torch.layouts import odd_layout, place_of
+from fusedstep.keras.iterations import Iterations
+from fusedstep.keras.layout import Layout, Seat, different, put_over
 from fusedstep.torch.part import MovedError
-
-__all__ = [
-    "SGD",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Ftrl",
-    "Fused",
-    "Lamb",
-    "Lion",
-    "Nadam",
-    "RMSprop",
-]
 
 # Arguments that Keras acts upon, around the step.
 KERAS_OWN = ("learning_rate", "name", "loss_scale_factor")
@@ -181,8 +155,7 @@ class Fused(keras.optimizers.Optimizer):
         slot = torch.from_dlpack(self._core._plans[0].slot(index, name))
         odd = self._layout.odd.get(index)
         slot = slot if odd is None else odd.as_parameter(slot)
-        variable._value = torch.nn.Parameter(slot, requires_grad=False)
-        variable._dtype = str(slot.dtype).removeprefix("torch.")
+        put_over(variable, slot)
         seat = Seat(variable, index, name, variable._value, slot.data_ptr())
         self._layout.seats.append(seat)
         if index == 0:
@@ -383,238 +356,5 @@ class Fused(keras.optimizers.Optimizer):
                 setattr(self, name, value)
 
 
-def different(variables: list[Any], who: str) -> set[int]:
-    """Return the variables' ids, or raise where one comes twice: a step takes one gradient of each."""
-    ids = set(map(id, variables))
-    if len(ids) < len(variables):
-        twice = next(v for i, v in enumerate(variables) if any(v is other for other in variables[:i]))
-        raise ValueError(
-            f"{who}: the variable '{twice.path}' comes twice; pass it once, with the sum of its gradients"
-        )
-    return ids
-
-
-class Iterations(keras.Variable):  # type: ignore[misc]
-    """Keras' count of steps, which the host knows as long as it is only added to.
-
-    To read one on a GPU waits for all steps before, and so does Keras' own way to add a number.
-    """
-
-    # The tensor, its version and memory, and the count in it.
-    _known: tuple[Any, int, int, int] = (None, 0, 0, 0)
-
-    def count(self) -> int:
-        """Return it, read where others have written it."""
-        now = self.value
-        tensor, version, address, count = self._known
-        if now is not tensor or now._version != version or now.data_ptr() != address:
-            count = int(now)
-            self._known = (now, now._version, now.data_ptr(), count)
-        return count
-
-    def assign_add(self, value: Any) -> Any:
-        """Add a number in place."""
-        if not isinstance(value, int):
-            return super().assign_add(value)
-        count, now = self.count() + value, self.value
-        with torch.no_grad():
-            now.add_(value)
-        self._known = (now, now._version, now.data_ptr(), count)
-        return now
-
-
 class Values(dict[str, Any]):
     """A dict that Keras does not wrap when it becomes an attribute."""
-
-
-class Seat(NamedTuple):
-    """One of Keras' variables over a slot: the number of that slot's variable, and what it was put over."""
-
-    variable: Any
-    number: int
-    name: str
-    tensor: Any
-    address: int
-
-    def is_taken(self) -> bool:
-        """Whether it still has them, where share_memory() and assignments to .data take others."""
-        return self.variable._value is self.tensor and self.tensor.data_ptr() == self.address
-
-
-class Layout:
-    """The variables of a build, which keep their order, and where their memory is."""
-
-    def __init__(self, variables: list[Any], who: str) -> None:
-        self.variables = variables
-        self.index = {id(variable): i for i, variable in enumerate(variables)}
-        self.ids = list(self.index)
-        self.seats: list[Seat] = []
-        self.watched: list[Seat] = []  # what every step looks at: those of the first variable
-        self.tensors = [variable.value for variable in variables]
-        self.places = list(map(place_of, self.tensors))
-        paths = [variable.path for variable in variables]
-        titles = [f"{who}: the variable '{path}'" for path in paths]
-        odd = {i: odd_layout(tensor, titles[i]) for i, tensor in enumerate(self.tensors)}
-        self.odd = {i: one for i, one in odd.items() if one is not None}
-        devices = {tensor.device for tensor in self.tensors}
-        # The GPU that has all of them: a step reads a learning rate there, which nobody waits for.
-        self.gpu = devices.pop() if len(devices) == 1 and self.tensors[0].is_cuda else None
-        unique = len(set(paths)) == len(paths)
-        names = paths if unique else [f"{path}:{i}" for i, path in enumerate(paths)]
-        updated = [self.odd[i].variable if i in self.odd else t for i, t in enumerate(self.tensors)]
-        self.named = dict(zip(names, updated, strict=True))
-
-    def in_order(self, gradients: Any, variables: Any) -> Any:
-        """Return the gradients in the order of the build, None for a variable that has none."""
-        ids = list(map(id, variables))
-        if ids == self.ids:
-            return gradients
-        gradient_of = dict(zip(ids, gradients, strict=True))
-        return list(map(gradient_of.get, self.ids))
-
-    @torch.no_grad()
-    def read_odd(self, gradients: list[Any], values: list[Any], who: str) -> tuple[list[Any], list[Any]]:
-        """Return gradients and variables with those that are not contiguous as the plan takes them."""
-        gradients, values = list(gradients), list(values)
-        for i, odd in self.odd.items():
-            if values[i] is not odd.p or place_of(odd.p) != self.places[i]:
-                raise MovedError
-            odd.read()
-            values[i] = odd.variable
-            given = gradients[i]
-            if isinstance(given, np.ndarray):
-                given = torch.from_numpy(given)
-            if isinstance(given, torch.Tensor):  # what is none, the plan refuses
-                if given.shape != odd.p.shape:
-                    raise ValueError(
-                        f"{who}: grads['{self.variables[i].path}'] has shape {tuple(given.shape)},"
-                        f" its variable has {tuple(odd.p.shape)}"
-                    )
-                gradients[i] = odd.gradient(given)
-        return gradients, values
-
-    @torch.no_grad()
-    def write_odd(self) -> None:
-        """Put what the step made of copies into the variables."""
-        for odd in self.odd.values():
-            odd.write()
-
-    def refuse_sparse(self, gradients: Any, who: str) -> None:
-        """Raise where a gradient is sparse."""
-        for variable, gradient in zip(self.variables, gradients, strict=False):
-            layout = getattr(gradient, "layout", torch.strided)
-            if layout != torch.strided:
-                raise TypeError(
-                    f"{who}: the gradient of '{variable.path}' has the layout {layout}, but must be dense;"
-                    " pass gradient.to_dense()"
-                ) from None
-
-    def has_moved(self) -> bool:
-        """Whether a variable has another tensor or other memory than when this was made."""
-        now = [variable.value for variable in self.variables]
-        return list(map(id, now)) != list(map(id, self.tensors)) or list(map(place_of, now)) != self.places
-
-
-register = keras.saving.register_keras_serializable(package="fusedstep")
-
-
-@register
-class SGD(Fused, keras.optimizers.SGD):
-    """keras.optimizers.SGD."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.SGD
-
-
-@register
-class Adam(Fused, keras.optimizers.Adam):
-    """keras.optimizers.Adam.
-
-    >>> import keras
-    >>> model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
-    >>> model.compile(optimizer=Adam(0.01, global_clipnorm=1.0), loss="mse")
-    >>> history = model.fit(keras.ops.ones((8, 3)), keras.ops.zeros((8, 1)), epochs=2, verbose=0)
-    >>> int(model.optimizer.iterations)
-    2
-    """
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adam
-    _core_arguments: ClassVar[dict[str, Any]] = {"epsilon_hat": True}
-
-
-@register
-class AdamW(Fused, keras.optimizers.AdamW):
-    """keras.optimizers.AdamW."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.AdamW
-    _core_arguments: ClassVar[dict[str, Any]] = {"epsilon_hat": True}
-
-
-@register
-class RMSprop(Fused, keras.optimizers.RMSprop):
-    """keras.optimizers.RMSprop; where ``centered`` the variance never falls below 0."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.RMSprop
-
-
-@register
-class Adagrad(Fused, keras.optimizers.Adagrad):
-    """keras.optimizers.Adagrad."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adagrad
-
-
-@register
-class Adadelta(Fused, keras.optimizers.Adadelta):
-    """keras.optimizers.Adadelta."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adadelta
-
-
-@register
-class Adamax(Fused, keras.optimizers.Adamax):
-    """keras.optimizers.Adamax."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Adamax
-
-
-@register
-class Nadam(Fused, keras.optimizers.Nadam):
-    """keras.optimizers.Nadam; the product of its momenta is float64."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Nadam
-
-    def build(self, variables: Iterable[Any]) -> None:
-        """Make the slots, and the product of all momenta so far."""
-        built = self.built
-        super().build(variables)
-        if not built:
-            product = torch.ones((), dtype=torch.float64)  # where no step waits for a GPU to read it
-            self._u_product._value = torch.nn.Parameter(product, requires_grad=False)
-            self._u_product._dtype = "float64"
-
-    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        product = self._u_product.value.detach()
-        self._core._plans[0].carried = float(product)
-        super()._backend_apply_gradients(grads, trainable_variables)
-        product.fill_(self._core._plans[0].carried)
-
-
-@register
-class Ftrl(Fused, keras.optimizers.Ftrl):
-    """keras.optimizers.Ftrl."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Ftrl
-
-
-@register
-class Lion(Fused, keras.optimizers.Lion):
-    """keras.optimizers.Lion."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Lion
-
-
-@register
-class Lamb(Fused, keras.optimizers.Lamb):
-    """keras.optimizers.Lamb."""
-
-    _core_class: ClassVar[type[fusedstep.Optimizer]] = fusedstep.Lamb

@@ -445,7 +445,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: (one_index(), ones(2, 2)),
         ValueError,
-        "has values of shape (2, 2), but for 1 rows of its variable they must have (1, 2)",
+        "has values of shape (2, 2), but with 1 index they must have (1, 2)",
     ),
     (
         lambda: (one_index(), one_index()),

@@ -641,6 +641,13 @@ def test_a_class_may_have_an_lr_of_its_own() -> None:
     assert TwoRates(lr=3.0).learning_rate == Mean().learning_rate
 
 
+@pytest.mark.parametrize("text", ["", "0 to 1", "0, 1", "[0, 1", "[0 1)", "[1, 0]", "[nan, 1)", "[zero, 1)"])
+def test_what_is_no_interval_is_refused_as_a_class_declares_it(text: str) -> None:
+    words = f"an interval must read like '[0, 1)', its lower end first, got {text!r}"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        hyperparameter(default=0.5, interval=text, meaning="weight")
+
+
 def test_a_class_without_a_rule() -> None:
     with pytest.raises(NotImplementedError, match=r"CustomOptimizer has no rule: define update\("):
         CustomOptimizer().build([np.ones(3)])

@@ -335,7 +335,7 @@ def test_the_layout_of_a_sparse_tensor_is_told() -> None:
     dense = (
         r" is of type torch\.Tensor and layout torch\.sparse_coo, but a {} must be dense; pass x\.to_dense"
     )
-    rows = r"\(\), or the tuple \(indices, values\) where it has some rows alone$"
+    rows = r"\(\), or pass the tuple \(indices, values\) where it has some rows alone$"
     with pytest.raises(TypeError, match=r"^SGD\.apply: grads\[0\]" + dense.format("gradient") + rows):
         SGD(0.5).apply([sparse], [w])
     with pytest.raises(TypeError, match=r"^SGD\.build: variables\[0\]" + dense.format("variable") + r"\(\)$"):

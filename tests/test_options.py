@@ -273,7 +273,7 @@ def test_replicas_by_name_and_refused_ones() -> None:
         ({"replicas": []}, "replicas has 0 lists of gradients; pass one at least"),
         (
             {"replicas": [[w.copy()], []]},
-            "replicas[1] has 0 items, replicas[0] 1; pass one gradient",
+            "replicas[1] has length 0, replicas[0] 1; pass one gradient",
         ),
         ({"replicas": [[None], [None]]}, "all 1 gradients are None"),
         (
@@ -644,8 +644,8 @@ def test_norms_of_sparse_gradients(lazy: bool) -> None:
     assert w[[1, 3]].tolist() == [[0, -4 * (1 / 5)], [-3 * (1 / 5), 0]]
 
 
-ROWS = "its variable has 5 rows: indices must lie in [0, 5)"
-VALUES = "but for 1 rows of its variable they must have (1, 2)"
+ROWS = "its variable has shape (5, 2): indices must lie in [0, 5)"
+VALUES = "but with 1 index they must have (1, 2)"
 INTEGERS = "but they must be integers in one dimension"
 
 
@@ -793,7 +793,7 @@ def test_gradients_that_later_replicas_alone_have() -> None:
     assert [w[0] for w in ws] == [-1, 0, 0]
     opt.apply(replicas=[[None] * 3, [None, np.ones(1), None]])
     assert [w[0] for w in ws] == [-1, -1, 0]
-    with pytest.raises(ValueError, match=r"SGD\.apply: replicas\[1\] has 4 items, replicas\[0\] 3"):
+    with pytest.raises(ValueError, match=r"SGD\.apply: replicas\[1\] has length 4, replicas\[0\] 3"):
         opt.apply(replicas=[[np.ones(1)] * 3, [np.ones(1)] * 4])
     assert [w[0] for w in ws] == [-1, -1, 0]
 

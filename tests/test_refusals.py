@@ -142,11 +142,13 @@ def read_only(array: Array) -> Array:
 
 WANTED = "float32, float64, float16 or bfloat16 (of ml_dtypes); convert it with x.astype(numpy.float32)"
 ARRAY = "must be a numpy.ndarray; convert it once with numpy.asarray(x)"
+OR_ROWS = ", or pass the tuple (indices, values) where it has some rows alone"
 NATIVE = "must be in native byte order; convert it once with x.astype(x.dtype.newbyteorder('='))"
 NO_CUDA = f"but {ANY}; pass NumPy arrays, for example cupy.asnumpy(x)"
 FILLED = "whose mask would be ignored; pass a plain array, for example x.filled(0)"
 
-# name, how to make it, what the sentence says between "grads[1] " and the end; KIND is variable or gradient.
+# name, how to make it, what the sentence says between "grads[1] " and the end; KIND is variable or
+# gradient, and ROWS what else a gradient may be.
 BAD_KINDS: list[tuple[str, Callable[[], Any], str]] = [
     *(
         (dtype, lambda dtype=dtype: np.zeros(6, dtype), f"has dtype {dtype}, but a KIND must be {WANTED}")
@@ -181,7 +183,7 @@ BAD_KINDS: list[tuple[str, Callable[[], Any], str]] = [
         lambda: masked(6),
         f"is a masked array (numpy.{ANY}MaskedArray), {FILLED}",
     ),
-    ("list", lambda: [0.0] * 6, f"is of type list, but a KIND {ARRAY}"),
+    ("list", lambda: [0.0] * 6, f"is of type list, but a KIND {ARRAY}ROWS"),
     ("set", lambda: {0.0, 1.0}, f"is of type set, but a KIND {ARRAY}"),
     ("text object", lambda: "weights", f"is of type str, but a KIND {ARRAY}"),
     ("float", lambda: 0.5, f"is of type float, but a KIND {ARRAY}"),
@@ -215,7 +217,7 @@ BAD_GRADIENTS: list[Row] = [
         (
             name,
             lambda s, make=make: make(),
-            "TypeError: Adam.apply: GRAD " + text.replace("KIND", "gradient"),
+            "TypeError: Adam.apply: GRAD " + text.replace("KIND", "gradient").replace("ROWS", OR_ROWS),
         )
         for name, make, text in BAD_KINDS
     ),
@@ -338,7 +340,7 @@ BAD_VARIABLES: list[Row] = [
         (
             name,
             lambda s, make=make: make(),
-            "TypeError: Adam.build: VARIABLE " + text.replace("KIND", "variable"),
+            "TypeError: Adam.build: VARIABLE " + text.replace("KIND", "variable").replace("ROWS", ""),
         )
         for name, make, text in BAD_KINDS
     ),
@@ -499,22 +501,22 @@ BAD_CALLS: list[Row] = [
     (
         "fewer gradients",
         lambda s: s.opt.apply(s.grads[:2], s.variables),
-        f"ValueError: Adam.apply: grads has 2 items, variables 4; {ONE_EACH}",
+        f"ValueError: Adam.apply: grads has length 2, variables 4; {ONE_EACH}",
     ),
     (
         "more gradients",
         lambda s: s.opt.apply(s.grads, s.variables[:3]),
-        f"ValueError: Adam.apply: grads has 4 items, variables 3; {ONE_EACH}",
+        f"ValueError: Adam.apply: grads has length 4, variables 3; {ONE_EACH}",
     ),
     (
         "fewer gradients than were built",
         lambda s: s.opt.apply(s.grads[:1]),
-        f"ValueError: Adam.apply: grads has 1 items, variables 4; {ONE_EACH}",
+        f"ValueError: Adam.apply: grads has length 1, variables 4; {ONE_EACH}",
     ),
     (
         "no gradients",
         lambda s: s.opt.apply([]),
-        f"ValueError: Adam.apply: grads has 0 items, variables 4; {ONE_EACH}",
+        f"ValueError: Adam.apply: grads has length 0, variables 4; {ONE_EACH}",
     ),
     (
         "all gradients None",
@@ -773,7 +775,7 @@ BAD_FIRST_CALLS: list[Row] = [
     (
         "gradients for no variables",
         lambda s: s.opt.apply(s.grads, []),
-        f"ValueError: Adam.apply: grads has 4 items, variables 0; {ONE_EACH}",
+        f"ValueError: Adam.apply: grads has length 4, variables 0; {ONE_EACH}",
     ),
     (
         "one array as variables",
@@ -840,7 +842,7 @@ TWO_MODELS: list[TwoModels] = [
     (
         "gradients for no variables",
         lambda opt, a, b: opt.apply([np.ones(4)], []),
-        f"ValueError: SGD.apply: grads has 1 items, variables 0; {ONE_EACH}",
+        f"ValueError: SGD.apply: grads has length 1, variables 0; {ONE_EACH}",
     ),
     (
         "a mean of no replicas",
@@ -1369,7 +1371,7 @@ opt.apply(gs, ws)
 try:
     opt.apply(*arguments)
 except ValueError as error:
-    assert "grads has 0 items, variables 2000" in str(error), error
+    assert "grads has length 0, variables 2000" in str(error), error
 assert all((w == -opt.iterations).all() for w in ws)
 print("alive")
 """
@@ -1402,7 +1404,7 @@ def test_list_of_a_replica_that_changes_during_the_call() -> None:
     opt.build(ws)
     refused(
         lambda: opt.apply(replicas=[first, second]),
-        "ValueError: SGD.apply: replicas[1] has 0 items, replicas[0] 2000;"
+        "ValueError: SGD.apply: replicas[1] has length 0, replicas[0] 2000;"
         " pass one gradient for each variable in every replica",
     )
     assert not any(w.any() for w in ws)

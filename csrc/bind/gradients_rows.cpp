@@ -56,8 +56,9 @@ std::int64_t Gradients::read_rows(PyObject* values, std::int64_t count, std::siz
   std::vector<py::ssize_t> shape = variables_.shape(index);
   shape[0] = count;
   if (!view.has_shape(built.ndim, shape.data())) {
-    refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but for " +
-                 std::to_string(count) + " rows of its variable they must have " + text_of(built.ndim, shape.data()));
+    refuse_value(what + " has values of shape " + text_of(view.ndim, view.shape) + ", but with " +
+                 std::to_string(count) + (count == 1 ? " index" : " indices") + " they must have " +
+                 text_of(built.ndim, shape.data()));
   }
   return std::accumulate(shape.begin() + 1, shape.end(), std::int64_t{1}, std::multiplies<>());
 }
@@ -96,7 +97,7 @@ Gradient Gradients::take_rows(PyObject* gradient, std::size_t index, std::size_t
   if (bad != indices.end()) {
     const auto number = static_cast<py::ssize_t>(bad - indices.begin());
     refuse_value(what + " has the index " + std::string(py::str(given_indices[py::int_(number)])) +
-                 ", its variable has " + std::to_string(rows_of_variable) + " rows: indices must lie in [0, " +
+                 ", its variable has shape " + variables_.text_of_shape(index) + ": indices must lie in [0, " +
                  std::to_string(rows_of_variable) + ")");
   }
   if (!may_read(view.data, view.size() * bytes_of(view.dtype), index, true)) refuse_overlap(index, what, true);
@@ -175,7 +176,7 @@ void Gradients::take_replicas(Call& call, std::vector<Items>& others) {
     const std::string list = "replicas[" + std::to_string(replica) + "]";
     if (!items.hold()) throw py::error_already_set();
     if (items.size() != call.grads.size()) {
-      refuse_value(who_ + list + " has " + std::to_string(items.size()) + " items, replicas[0] " +
+      refuse_value(who_ + list + " has length " + std::to_string(items.size()) + ", replicas[0] " +
                    std::to_string(call.grads.size()) + "; pass one gradient for each variable in every replica");
     }
     for (std::size_t position = 0; position < items.size(); ++position) {

@@ -142,7 +142,7 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   Call call(gradient_items, variable_items, others.size() + 1);
   const std::size_t expected = call.all_built ? count() : call.variables.size();
   if (call.grads.size() != expected) {
-    refuse_value(who_ + "grads has " + std::to_string(call.grads.size()) + " items, variables " +
+    refuse_value(who_ + "grads has length " + std::to_string(call.grads.size()) + ", variables " +
                  std::to_string(expected) + "; pass one gradient for each variable, None where there is none");
   }
   if (expected == 0) return counts_.calls;

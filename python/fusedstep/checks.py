@@ -18,7 +18,13 @@ class Interval:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.low, self.high = map(_number, text[1:-1].split(","))
+        try:
+            self.low, self.high = map(_number, text[1:-1].split(","))
+            is_one = text[0] in "[(" and text[-1] in "])" and self.low <= self.high
+        except (ValueError, IndexError):
+            is_one = False
+        if not is_one:
+            raise ValueError(f"an interval must read like '[0, 1)', its lower end first, got {text!r}")
         self.has_low, self.has_high = text[0] == "[", text[-1] == "]"
 
     def __contains__(self, x: float) -> bool:

@@ -56,7 +56,7 @@ def test_empty_lists(library: Any) -> None:
     w = library.array(np.ones(3))
     optimizer = SGD(0.5)
     optimizer.build([w])
-    with pytest.raises(ValueError, match=re.escape("grads has 0 items")):
+    with pytest.raises(ValueError, match=re.escape("grads has length 0")):
         optimizer.apply([])
     assert (host(w) == 1).all()
 

@@ -436,7 +436,7 @@ class Optimizer(WithOptions):
         arrays = _native.items_of(arrays, f"{who}: variables")
         if not arrays and first:
             raise ValueError(
-                f"{who}: grads has {len(first)} items, variables 0;"
+                f"{who}: grads has length {len(first)}, variables 0;"
                 " pass one gradient for each variable, None where there is none"
             )
         if not arrays:

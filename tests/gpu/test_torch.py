@@ -48,6 +48,47 @@ def test_the_bits_of_the_cpu(name: str, options: dict[str, Any], torch: Any) -> 
                 assert same_bits(host(value), host(of_gpu[key])), key
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "NAdam"])
+def test_a_captured_step_is_counted_as_it_is_replayed(name: str, torch: Any) -> None:
+    """Its learning rate is a tensor on the GPU, which changes between replays."""
+    cls, rng = getattr(importlib.import_module("fusedstep.torch"), name), np.random.default_rng(2)
+    start = [rng.standard_normal(size).astype(np.float32) for size in (5, 4097)]
+    rate = torch.full((), 0.5, device="cuda")
+    parameters, optimizers = {}, {}
+    for place, lr in (("cpu", 0.5), ("cuda", rate)):
+        parameters[place] = [torch.nn.Parameter(torch.from_numpy(one).to(place, copy=True)) for one in start]
+        optimizers[place] = cls(parameters[place], lr=lr, ema=0.5)
+
+    def new_gradients() -> None:
+        for one, other in zip(*parameters.values(), strict=True):
+            values = torch.from_numpy(rng.standard_normal(one.shape).astype(np.float32))
+            for p in (one, other):
+                p.grad = torch.empty_like(p) if p.grad is None else p.grad
+                p.grad.copy_(values)
+
+    for _ in range(2):
+        new_gradients()
+        for optimizer in optimizers.values():
+            optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        optimizers["cuda"].step()
+    for lr in (0.5, 0.25, 0.125):
+        optimizers["cpu"].param_groups[0]["lr"] = lr
+        rate.fill_(lr)
+        new_gradients()
+        graph.replay()
+        optimizers["cpu"].step()
+    for one, other in zip(*parameters.values(), strict=True):
+        assert same_bits(host(one), host(other))
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers.values()]
+    for number, state in states[0].items():
+        assert state.keys() == states[1][number].keys()
+        for key, value in state.items():
+            assert same_bits(host(value), host(states[1][number][key])), key
+
+
 def test_a_grad_scaler_leaves_out_what_overflows(torch: Any) -> None:
     cls = importlib.import_module("fusedstep.torch").SGD
     w = torch.nn.Parameter(torch.zeros(3000, device="cuda"))

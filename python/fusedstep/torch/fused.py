@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from fusedstep import _native
 from fusedstep.checks import real_in
-from fusedstep.torch.part import Group, MovedError, Part
+from fusedstep.torch.part import Group, MovedError, Part, is_on_gpu
 
 
 class Fused(torch.optim.Optimizer):
@@ -178,6 +178,7 @@ class Fused(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as PyTorch's class of the same name would."""
+        self._count_replays()
         if self._parts and not all(part.is_in(self.state) for part in self._parts):
             self._drop_parts()  # the next step starts from what is saved here
         state: dict[str, Any] = super().state_dict()
@@ -209,7 +210,12 @@ class Fused(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    def _count_replays(self) -> None:
+        for part in self._parts:
+            part.count_replays()
+
     def __getstate__(self) -> dict[str, Any]:
+        self._count_replays()
         return {**super().__getstate__(), "max_norm": self.max_norm, "ema": self.ema}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,7 +234,7 @@ class Fused(torch.optim.Optimizer):
     def _current_parts(self) -> list[Part]:
         """Return the parts, made anew where groups, rules, state or parameters with gradients are others."""
         for group in self.param_groups:
-            if not math.isfinite(group["lr"]):
+            if not is_on_gpu(group["lr"]) and not math.isfinite(group["lr"]):
                 raise ValueError(f"{type(self).__name__}.step: lr must be finite, got {float(group['lr'])!r}")
         if self._seen is None or not self._seen.is_all_of(self):
             return self._make_parts()
@@ -237,6 +243,7 @@ class Fused(torch.optim.Optimizer):
     def _make_parts(self) -> list[Part]:
         """Sort the parameters that have a gradient, or had one, by what one native call can do."""
         self._check_options()
+        self._count_replays()
         for name in ("max_norm", "ema"):
             if any(name in group for group in self.param_groups):
                 warnings.warn(

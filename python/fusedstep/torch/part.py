@@ -59,6 +59,11 @@ WORDS = {
 }
 
 
+def is_on_gpu(rate: Any) -> bool:
+    """Whether a learning rate is a tensor that nobody can look at without waiting."""
+    return isinstance(rate, Tensor) and rate.is_cuda
+
+
 class MovedError(Exception):
     """Parameters lie elsewhere, or in another way, than when their part was made."""
 
@@ -88,6 +93,7 @@ class Part:
             odd = odd_layout(p, f"{self.who}.step: {title_of(p, self.names[i])}")
             if odd is not None:
                 self.odd[i] = odd
+        self.on_gpu = self.params[0].is_cuda
         self.places = [place_of(p) for p in self.params]
         self.single = [i for i, p in enumerate(self.params) if p.numel() == 1]
 
@@ -113,6 +119,7 @@ class Part:
         self.carried: npt.NDArray[np.float64] = np.ones(len(self.params))  # NAdam's "mu_product"
         self.unstarted: dict[int, dict[str, Tensor]] = {}  # what waits for a first update
         self.idle = False  # whether no parameter had a gradient in the last step
+        self.known = 0  # updates of the plan that are in the counts; replays of graphs make more
         self.state: Any = optimizer.state
         # Not in the state before a step was accepted: a refused one has changed nothing.
         self.live = [self._read_state(optimizer, i) for i in range(len(self.params))]
@@ -210,6 +217,7 @@ class Part:
             if self.live:
                 self._put_into_state()
             return
+        capturing = self._is_capturing()
         for i, odd in self.odd.items():
             if grads[i] is None and self.ema is None:
                 continue
@@ -236,13 +244,13 @@ class Part:
         for i, odd in self.odd.items():
             if grads[i] is not None:
                 odd.write()
+        if capturing:  # it is made as the graph is replayed
+            return
+        self._count(1)
+        updated = self.params
         if absent:
-            for members in self.members_of:
-                self.updates[members] += 1
-            increment_version([p for p, grad in zip(self.params, grads, strict=True) if grad is not None])
-        else:
-            self.updates += 1
-            increment_version(self.params)
+            updated = [p for p, grad in zip(self.params, grads, strict=True) if grad is not None]
+        increment_version(updated)
         if self.rule == "nadam":
             for k, members in enumerate(self.members_of):
                 self.carried[members] = self.plan.carried_of(k)
@@ -251,6 +259,31 @@ class Part:
         if self.unstarted:
             self._start(absent)
         self.counted = self._counts()
+
+    def _is_capturing(self) -> bool:
+        """Whether a graph is captured, in which a step is no call that is made, but part of each replay."""
+        capturing = self.on_gpu and self.plan.is_capturing()
+        if capturing and self.rule == "nadam":
+            raise RuntimeError(
+                f"{self.who}.step: a graph is captured, but the product of NAdam's momenta is on the host,"
+                " where replays would not advance it; step outside of the capture, or use another class"
+            )
+        return capturing
+
+    def _count(self, made: int) -> None:
+        """Count updates of the parameters that have gradients."""
+        if self.absent:
+            for members in self.members_of:
+                self.updates[members] += made
+        else:
+            self.updates += made
+        self.known += made
+
+    def count_replays(self) -> None:
+        """Count what replays of captured steps have made, for which it waits."""
+        if self.plan.is_captured and self.plan.updates != self.known:
+            self._count(self.plan.updates - self.known)
+            self.counted = self._counts()
 
     def _title_of_gradient(self, index: int) -> str:
         return f"{self.who}.step: the gradient of {title_of(self.params[index], self.names[index])}"
@@ -273,7 +306,7 @@ class Part:
     def _counts(self) -> tuple[bytes, bytes]:
         return self.updates.tobytes(), self.carried.tobytes()
 
-    def _choose_coefficients(self, absent: list[int]) -> float:
+    def _choose_coefficients(self, absent: list[int]) -> float | Tensor:
         """Tell the plan what each parameter is updated with, where that changed; return the learning rate."""
         rate, numbers = self._rate_and_numbers()
         if absent == self.absent and self._counts() == self.counted:
@@ -282,10 +315,12 @@ class Part:
                 self.plan.set_groups(self._sets(numbers, carried), None)
                 self.numbers = numbers
             return rate
+        self.count_replays()
         self._check_counts()
         # (Not 0 where there are averages: all of them would start there.)
-        self.plan.updates = self.plan.calls = max(int(self.updates.max()), int(self.ema is not None))
-        behind = (self.plan.updates - self.updates).astype(np.int64).tolist()
+        self.known = max(int(self.updates.max()), int(self.ema is not None))
+        self.plan.updates = self.plan.calls = self.known
+        behind = (self.known - self.updates).astype(np.int64).tolist()
         keys = list(zip(self.group_of, behind, self.carried.tolist(), strict=True))
         position = {key: k for k, key in enumerate(dict.fromkeys(keys))}
         self.classes = [(group, late) for group, late, _ in position]
@@ -320,12 +355,16 @@ class Part:
             for (group, late), product in zip(self.classes, carried, strict=True)
         ]
 
-    def _rate_and_numbers(self) -> tuple[float, list[Numbers]]:
+    def _rate_and_numbers(self) -> tuple[float | Tensor, list[Numbers]]:
         """Return a step's learning rate, and what each group has.
 
         Where all have the same learning rate, it is the step's: schedulers may change it in every step, and
-        what groups have is written to a GPU.
+        what groups have is written to a GPU. One tensor that all share is read on its GPU.
         """
+        first = self.groups[0]["lr"]
+        is_shared = is_on_gpu(first) and all(group["lr"] is first for group in self.groups)
+        if is_shared and first.device == self.params[0].device:
+            return first.detach().reshape(()), [self._numbers(group, 1.0) for group in self.groups]
         rates = [float(group["lr"]) for group in self.groups]
         if all(rate == rates[0] for rate in rates):
             return rates[0], [self._numbers(group, 1.0) for group in self.groups]

@@ -50,6 +50,7 @@ WORDS = {
     "every variable": "every parameter",
     "its variable": "its parameter",
     "its own variable": "its own parameter",
+    "the variable's device": "the parameter's device",
     "a variable must": "a parameter must",
     "numpy.ascontiguousarray(w)": "w.contiguous()",
     "numpy.array(w)": "w.clone()",

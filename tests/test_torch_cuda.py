@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import fusedstep.torch as adapted  # noqa: E402
 from fusedstep._native import simulation  # noqa: E402
 from simulated import capture, kernels  # noqa: E402
-from simulated_torch import cuda, streams, to_gpu  # noqa: E402, F401
+from simulated_torch import CudaTensor, cuda, streams, to_gpu  # noqa: E402, F401
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
@@ -293,6 +293,7 @@ def test_a_learning_rate_on_the_gpu_is_read_there(shape: tuple[int, ...]) -> Non
     for seed, value in ((2, 0.125), (3, 0.5)):
         set_rate(value)
         twins.replay(seed)
+    assert CudaTensor.looks == []
     twins.assert_same()
 
 
@@ -301,6 +302,7 @@ def test_learning_rates_on_the_gpu_that_differ_are_asked() -> None:
     for group, value in zip(twins.optimizers[1].param_groups, (0.5, 0.25), strict=True):
         group["lr"] = to_gpu(torch.tensor(value))
     twins.step(0)
+    assert CudaTensor.looks
     twins.step(1)
     twins.assert_same()
 

@@ -178,7 +178,10 @@ std::int64_t Plan::step(const py::object& grads, const py::object& variables, co
   } else {
     run_timed(step, call, false);
   }
-  for (const py::object& gradient : call.copied) gradient.attr("fill")(0);
+  if (!call.copied.empty()) {
+    const py::object clear = py::module_::import("fusedstep.device_arrays").attr("clear");
+    for (const py::object& gradient : call.copied) clear(gradient);
+  }
   return counts_.calls;
 }
 

@@ -45,6 +45,12 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     return array.device if is_of_cupy else contextlib.nullcontext()
 
 
+def clear(array: Any) -> None:
+    """Set an array to zero, on its own device."""
+    with on_device_of(array):
+        array.fill(0)
+
+
 def contiguous_copy(library: Any, array: Any) -> Any:
     """Return a contiguous copy by the array's library, on its own device."""
     with on_device_of(array):

@@ -15,6 +15,7 @@ import thinc.optimizers
 from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
 
 from fusedstep import _native
+from fusedstep.device_arrays import on_device_of
 
 __all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 
@@ -94,12 +95,14 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             or updater.mom2 is not self.mom2.get(key)
             or updater.average is not (averages is not None and averages.get(key))
         ):
-            if not weights.flags.c_contiguous:
-                weights = weights.copy()
-            updater = Updater(self, key, weights, settings)
+            with on_device_of(weights):
+                if not weights.flags.c_contiguous:
+                    weights = weights.copy()
+                updater = Updater(self, key, weights, settings)
         if settings != updater.settings:
             if updater.rule != rule_of(settings):  # which may have other slots
-                updater = Updater(self, key, weights, settings)
+                with on_device_of(weights):
+                    updater = Updater(self, key, weights, settings)
             updater.configure(settings)
         rate = float(learn_rate) * float(lr_scale)
         # thinc decays after the update: (p - rate*u)*(1 - d) is p*(1 - d) - rate*(1 - d)*u, up to d*d.
@@ -109,7 +112,8 @@ class Optimizer(thinc.api.Optimizer):  # type: ignore[misc]
             updater.show(self, key)
         self.nr_update[key] = updater.count = count + 1
         if weights is not given and updater.rule == "sgd":  # which thinc takes in place, whatever the layout
-            given[...] = weights
+            with on_device_of(weights):
+                given[...] = weights
             return given, gradient
         return weights, gradient
 
@@ -194,13 +198,14 @@ class Updater:
         if not self.penalty or getattr(gradient, "shape", None) != self.weights.shape:  # which it refuses
             self.plan.step((gradient,), None, rate)
             return
-        before = gradient.copy()
-        gradient += self.penalty * self.weights  # before it is clipped
-        try:
-            self.plan.step((gradient,), None, rate)
-        except BaseException:
-            gradient[...] = before
-            raise
+        with on_device_of(gradient):
+            before = gradient.copy()
+            gradient += self.penalty * self.weights  # before it is clipped
+            try:
+                self.plan.step((gradient,), None, rate)
+            except BaseException:
+                gradient[...] = before
+                raise
 
 
 def kept_by(optimizer: Optimizer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cupy._arrays import (
     exp,
     from_dlpack,
     full,
+    get_array_module,
     log,
     maximum,
     mean,
@@ -27,10 +28,15 @@ from cupy._arrays import (
     stack,
     zeros,
 )
-from cupy.cuda import RawKernel, get_default_memory_pool
+from cupy.cuda import ElementwiseKernel, RawKernel, RawModule, ReductionKernel, get_default_memory_pool
+
+__version__ = "14.0.0"  # of the CuPy that it is like
 
 __all__ = [
+    "ElementwiseKernel",
     "RawKernel",
+    "RawModule",
+    "ReductionKernel",
     "abs",
     "arange",
     "asarray",
@@ -43,6 +49,7 @@ __all__ = [
     "exp",
     "from_dlpack",
     "full",
+    "get_array_module",
     "get_default_memory_pool",
     "log",
     "maximum",

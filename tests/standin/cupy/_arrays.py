@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -30,6 +31,10 @@ class Place(NamedTuple):
         first: Any = (ctypes.c_char * self.dtype.itemsize).from_address(self.pointer)
         of_one = np.ndarray((1,), self.dtype, first)
         return np.lib.stride_tricks.as_strided(of_one, self.shape, self.strides)
+
+
+class Flags(NamedTuple):
+    c_contiguous: bool
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
@@ -61,6 +66,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
+
+    @property
+    def flags(self) -> "Flags":
+        return Flags(_is_contiguous(self))
 
     @property
     def place(self) -> Place:
@@ -345,3 +354,8 @@ def from_dlpack(other: Any) -> ndarray:
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     owner = Memory(pointer, device, lambda _: None, capsule)
     return ndarray(shape, kind, MemoryPointer(owner, 0))
+
+
+def get_array_module(*arrays: Any) -> Any:
+    """Return this package where one of the arrays is of it, else NumPy."""
+    return sys.modules["cupy"] if any(isinstance(array, ndarray) for array in arrays) else np

@@ -162,6 +162,22 @@ class RawKernel:
         runtime.launch(get_current_stream().ptr, lambda: None)
 
 
+class NotCompiled:
+    """Kernels in CUDA C++ of kinds that nothing here compiles: thinc has some, and makes them at import."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        """Refuse."""
+        raise NotImplementedError("nothing here compiles CUDA C++")
+
+    get_function = __call__
+
+
+ElementwiseKernel = RawModule = ReductionKernel = NotCompiled
+
+
 class Memory:
     """Memory of the current device, until it is dropped; where there is none, what somebody else owns."""
 

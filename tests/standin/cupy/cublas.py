@@ -1,0 +1,1 @@
+"""What thinc imports of CuPy, and does not use in a rehearsal."""

@@ -1,0 +1,1 @@
+"""What thinc imports beside CuPy, and does not use in a rehearsal."""

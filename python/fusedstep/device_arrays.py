@@ -20,9 +20,16 @@ def as_array_beside(memory: Any, array: Any) -> Any:
     """
     if not isinstance(memory, DeviceArray):
         return memory
-    library = sys.modules.get(type(array).__module__.partition(".")[0])
-    take_over = getattr(library, "from_dlpack", None)
-    return memory if take_over is None else take_over(memory)
+    for library in map(sys.modules.get, libraries_of(array)):
+        take_over = getattr(library, "from_dlpack", None)
+        if take_over is not None:
+            return take_over(memory)
+    return memory
+
+
+def libraries_of(array: Any) -> list[str]:
+    """Return the packages that an array's class is of, and those that it is derived from."""
+    return [cls.__module__.partition(".")[0] for cls in type(array).__mro__]
 
 
 def times(array: Any, number: DeviceArray) -> Any:
@@ -41,8 +48,7 @@ def times(array: Any, number: DeviceArray) -> Any:
 
 def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     """Have CuPy, which computes on the current device, work on an array's own; other libraries do so."""
-    is_of_cupy = type(array).__module__.partition(".")[0] == "cupy"
-    return array.device if is_of_cupy else contextlib.nullcontext()
+    return array.device if "cupy" in libraries_of(array) else contextlib.nullcontext()
 
 
 def clear(array: Any) -> None:

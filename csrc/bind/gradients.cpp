@@ -38,15 +38,6 @@ int Gradients::visit_kept(visitproc visit, void* arg) const {  // as the macro w
   return 0;
 }
 
-void Gradients::set(std::size_t index, Gradient gradient) {
-  if (!same_.empty()) same_[index] = py::object();  // until it is known again
-  // Written only where it changes: the other threads have the former ones in their caches.
-  Gradient& current = gradients_[index];
-  if (current.data == gradient.data && current.dtype == gradient.dtype && current.rows == gradient.rows) return;
-  if ((current.data == nullptr) != (gradient.data == nullptr)) costs_known_ = false;
-  current = gradient;
-}
-
 inline bool Gradients::is_ordinary(PyObject* gradient, std::size_t index, ArrayView& view) {
   return read_plain_array(gradient, view) && variables_.has_shape(index, view) && is_used_in_place(view) &&
          written_.is_apart(index, view.data, bytes_as(view.dtype, index));

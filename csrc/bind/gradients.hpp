@@ -46,7 +46,15 @@ class Gradients {
 
  private:
   std::size_t count() const { return variables_.count(); }
-  void set(std::size_t index, Gradient gradient);
+  // (Inlined: a copy on the stack would be read in one piece right after it was written in three, and wait for that.)
+  void set(std::size_t index, const Gradient& gradient) {
+    if (!same_.empty()) same_[index] = py::object();  // until it is known again
+    // Written only where it changes: the other threads have the former ones in their caches.
+    Gradient& current = gradients_[index];
+    if (current.data == gradient.data && current.dtype == gradient.dtype && current.rows == gradient.rows) return;
+    if ((current.data == nullptr) != (gradient.data == nullptr)) costs_known_ = false;
+    current = gradient;
+  }
   // Whether the memory can be read, and cleared where that is wanted, as it is.
   bool is_used_in_place(const ArrayView& view) const {
     return view.contiguous() && view.aligned() && (!options_.clears_gradients || view.writeable());

@@ -35,6 +35,7 @@ class Place(NamedTuple):
 
 class Flags(NamedTuple):
     c_contiguous: bool
+    owndata: bool
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
@@ -54,6 +55,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         self.strides = _contiguous_strides(self.shape, self.dtype) if strides is None else strides
         self.data = alloc(self.nbytes) if memptr is None else memptr
         self.device = cuda.Device(self.data.device_id)
+        self.base: ndarray | None = None
 
     @property
     def ndim(self) -> int:
@@ -69,7 +71,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
 
     @property
     def flags(self) -> "Flags":
-        return Flags(_is_contiguous(self))
+        return Flags(_is_contiguous(self), self.base is None)
 
     @property
     def place(self) -> Place:
@@ -96,7 +98,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         whole = self.place.in_numpy()
         part = look(whole)
         offset = part.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-        return ndarray(part.shape, part.dtype, self.data + (offset if part.size else 0), part.strides)
+        made = ndarray(part.shape, part.dtype, self.data + (offset if part.size else 0), part.strides)
+        made.base = self if self.base is None else self.base
+        return made
 
     @property
     def T(self) -> "ndarray":  # noqa: N802

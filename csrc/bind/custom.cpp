@@ -216,9 +216,10 @@ void CustomRule::call(const char* method, const py::tuple& arrays, const Step& s
     if (!now.is(kept[k])) assigned.emplace_back(k, now);
   }
   for (auto& [k, now] : assigned) {
-    const bool may_be_overwritten =
-        assigned.size() > 1 && py::hasattr(now, "flags") && !now.attr("flags").attr("owndata").cast<bool>();
-    if (may_be_overwritten) now = now.attr("copy")();
+    if (assigned.size() == 1 || !py::hasattr(now, "flags")) continue;
+    // (CuPy says of a slot, whose memory is another's, that it owns it.)
+    const bool is_a_slot = std::ranges::any_of(kept, [&](const py::object& slot) { return now.is(slot); });
+    if (is_a_slot || !now.attr("flags").attr("owndata").cast<bool>()) now = now.attr("copy")();
   }
   for (const auto& [k, now] : assigned) {
     try {

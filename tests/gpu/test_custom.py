@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import DTYPES, OPTIONS, STAGES, random_array, with_arguments
-from fusedstep import SGD, Adam, Optimizer
+from fusedstep import SGD, Adam, CustomOptimizer, Optimizer
 from gpu.libraries import GPU, assert_same, host, id_of, loaded, on_gpu
 from reference import Reference, same_bits
 from spelled import spelled_out
@@ -34,6 +34,29 @@ def test_every_option(builtin: Optimizer, options: dict[str, Any], library: Any,
         reference.apply(grads)
     assert custom.iterations == reference.updates
     assert_same(custom, variables, reference)
+
+
+class Rotating(CustomOptimizer):
+    """Three slots, each of which takes the next one's place."""
+
+    slot_names = ("a", "b", "c")
+
+    def update(self, variable: Any, gradient: Any, slots: Any, learning_rate: float, t: int) -> None:
+        slots["a"], slots["b"], slots["c"] = slots["b"] + gradient, slots["c"][:], slots["a"]
+        variable -= slots["a"]
+
+
+def test_slots_that_are_assigned_to_one_another(library: Any) -> None:
+    """Each gets what the other had before."""
+    here, there = (Rotating(1.0) for _ in range(2))
+    variables, grads = [np.zeros(5000, np.float32)], [np.arange(5000, dtype=np.float32)]
+    on_device = on_gpu(library, variables)
+    for _ in range(5):
+        here.apply(grads, variables)
+        there.apply(on_gpu(library, grads), on_device)
+    assert same_bits(host(on_device[0]), variables[0])
+    for name, slot in here.slots(variables[0]).items():
+        assert same_bits(host(there.slots(on_device[0])[name]), slot), name
 
 
 class WithStream:
